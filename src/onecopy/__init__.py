@@ -1,0 +1,5 @@
+"""One copy of the weights, every replica."""
+
+from importlib.metadata import version
+
+__version__ = version("onecopy")

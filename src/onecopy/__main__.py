@@ -1,0 +1,3 @@
+from onecopy.cli.main import main
+
+main()

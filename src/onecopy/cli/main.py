@@ -1,0 +1,92 @@
+"""The command line's root. A command is imported when it is run, so that `--help` stays quick.
+
+A command is `command` in `cli/<module>.py`: a function, or a Typer app for a group. `COMMANDS` is the only list of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, NamedTuple
+
+import typer
+import typer.core
+import typer.main
+
+from onecopy.cli.output import Output
+from onecopy.core.errors import OnecopyError
+
+
+class Entry(NamedTuple):
+    module: str
+    panel: str
+    help: str
+
+
+COMMANDS: dict[str, Entry] = {
+    "version": Entry("version", "Help", "Print the version."),
+}
+
+
+class LazyGroup(typer.core.TyperGroup):
+    """Lists the commands from the table and imports one only to run it (or to complete its options)."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        del ctx
+        entry = COMMANDS.get(cmd_name)
+        return None if entry is None else load(cmd_name, entry)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        del ctx
+        for panel in dict.fromkeys(entry.panel for entry in COMMANDS.values()):
+            with formatter.section(panel):
+                formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items() if entry.panel == panel])
+
+
+def load(name: str, entry: Entry) -> Any:
+    made: Any = importlib.import_module(f"onecopy.cli.{entry.module}").command
+    if isinstance(made, typer.Typer):
+        made.info.help = made.info.help if isinstance(made.info.help, str) else entry.help
+        group = typer.main.get_command(made)
+        group.name = name
+        return group
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(name)(made)
+    return typer.main.get_command(app)
+
+
+app = typer.Typer(
+    name="onecopy",
+    cls=LazyGroup,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def root() -> None:
+    """One copy of the weights, every replica.
+
+    Keeps LLM weights once in object storage, fetches them once a node, and lets every vLLM replica share them.
+    Start with `onecopy up`.
+    """
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done; 1 the user's or the domain's error; 2 usage; 3 changes; 130 interrupt."""
+    try:
+        app(prog_name="onecopy")
+    except OnecopyError as error:
+        Output("json" if "--json" in sys.argv else "human").error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,264 @@
+"""`Store` on obstore (Rust object_store): S3 and S3-compatible, GCS, Azure Blob, a local folder.
+
+obstore's errors are translated here and nowhere else. It has few exception classes, so the HTTP status and the S3
+error code are read from the text; `tests/conformance` holds the texts to real servers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import obstore
+import obstore.exceptions as oe
+from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
+
+from onecopy.core import environment
+from onecopy.core.errors import (
+    BucketMissing,
+    CredentialsInvalid,
+    IntegrityError,
+    ObjectMissing,
+    PermissionDenied,
+    PreconditionFailed,
+    RateLimited,
+    StoreError,
+    StoreFull,
+    StoreUnreachable,
+    WrongRegion,
+)
+from onecopy.core.redact import Secret, redact
+from onecopy.storage.store import ObjectInfo, Store
+from onecopy.storage.uri import StoreUri
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """How to reach a store. Everything unset follows the cloud's own chain (environment, files, instance identity).
+
+    connect_timeout, request_timeout: seconds. retries: tries after the first of one request.
+    """
+
+    endpoint: str | None = None
+    region: str | None = None
+    access_key_id: str | None = None
+    secret_access_key: Secret | None = field(default=None, repr=False)
+    ca_file: Path | None = None
+    connect_timeout: float = 5.0
+    request_timeout: float = 60.0
+    retries: int = 4
+
+
+def open_store(uri: StoreUri | str, options: StoreOptions | None = None) -> Store:
+    """A `Store` for an address. No call is made yet: use `check_store` to see whether it answers."""
+    parsed = StoreUri.parse(uri) if isinstance(uri, str) else uri
+    return ObjectStore(parsed, options or StoreOptions())
+
+
+def check_store(store: Store) -> None:
+    """One cheap listing. Raises the StoreError that says what is wrong: unreachable, credentials, bucket, permission."""
+    store.list_folders()
+
+
+class ObjectStore:
+    """See `open_store`."""
+
+    def __init__(self, uri: StoreUri, options: StoreOptions) -> None:
+        self._uri, self.options = uri, options
+        self._store = _make(uri, options)
+
+    @property
+    def uri(self) -> StoreUri:
+        return self._uri
+
+    def head(self, key: str) -> ObjectInfo:
+        with self._translated("read", key):
+            return _info(obstore.head(self._store, key))
+
+    def get(self, key: str) -> tuple[bytes, ObjectInfo]:
+        with self._translated("read", key):
+            result = obstore.get(self._store, key)
+            return bytes(result.bytes()), _info(result.meta)
+
+    def get_range(self, key: str, start: int, end: int, *, if_match: str | None = None) -> Buffer:
+        with self._translated("read", key):
+            options: Any = {"range": (start, end)}
+            if if_match is not None:
+                options["if_match"] = if_match
+            data = obstore.get(self._store, key, options=options).bytes()
+        if len(data) != end - start:
+            raise IntegrityError(f"{self._uri.child(key)}: asked for bytes {start}–{end}, got {len(data)}")
+        return cast("Buffer", data)
+
+    def put(self, key: str, data: Buffer, *, create: bool = False, if_match: str | None = None) -> ObjectInfo:
+        mode: Any = "create" if create else {"e_tag": if_match} if if_match else "overwrite"
+        size = memoryview(data).nbytes
+        with self._translated("write", key):
+            result = obstore.put(self._store, key, cast(Any, data), mode=mode, use_multipart=False)
+        return ObjectInfo(key, size, result["e_tag"], result["version"])
+
+    def put_stream(self, key: str, chunks: Iterable[Buffer], *, part_size: int, concurrency: int = 4) -> ObjectInfo:
+        size = 0
+
+        def counted() -> Iterator[Buffer]:
+            nonlocal size
+            for chunk in chunks:
+                size += memoryview(chunk).nbytes
+                yield chunk
+
+        with self._translated("write", key):
+            result = obstore.put(
+                self._store,
+                key,
+                cast(Any, counted()),
+                use_multipart=True,
+                chunk_size=part_size,
+                max_concurrency=concurrency,
+            )
+        return ObjectInfo(key, size, result["e_tag"], result["version"])
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        with self._translated("list", prefix):
+            for page in cast("Iterator[Sequence[Any]]", obstore.list(self._store, prefix or None)):  # pyright: ignore[reportUnknownMemberType]
+                for meta in page:
+                    yield _info(meta)
+
+    def list_folders(self, prefix: str = "") -> Sequence[str]:
+        with self._translated("list", prefix):
+            found = obstore.list_with_delimiter(self._store, prefix or None)["common_prefixes"]  # pyright: ignore[reportUnknownMemberType]
+        return [path.rstrip("/").rsplit("/", 1)[-1] for path in found]
+
+    def delete(self, keys: Sequence[str]) -> None:
+        if not keys:
+            return
+        with self._translated("delete", keys[0]):
+            try:
+                obstore.delete(self._store, list(keys))
+            except (oe.NotFoundError, FileNotFoundError):
+                for key in keys:  # one was gone already: the rest must still go
+                    with suppress(oe.NotFoundError, FileNotFoundError):
+                        obstore.delete(self._store, key)
+
+    def copy(self, source: str, target: str) -> None:
+        with self._translated("copy", source):
+            obstore.copy(self._store, source, target)
+
+    @contextmanager
+    def _translated(self, action: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (oe.BaseError, OSError) as error:
+            raise translate(error, action, self._uri, key) from error
+
+
+def _info(meta: Any) -> ObjectInfo:
+    return ObjectInfo(meta["path"], meta["size"], meta["e_tag"], meta["version"], meta["last_modified"].timestamp())
+
+
+def _make(uri: StoreUri, options: StoreOptions) -> Any:
+    client: dict[str, Any] = {
+        "connect_timeout": timedelta(seconds=options.connect_timeout),
+        "timeout": timedelta(seconds=options.request_timeout),
+    }
+    retry: dict[str, Any] = {
+        "max_retries": options.retries,
+        "retry_timeout": timedelta(seconds=options.request_timeout * (options.retries + 1)),
+        "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2},
+    }
+    if options.ca_file is not None:
+        client["root_certificate"] = options.ca_file.read_text()
+    common: dict[str, Any] = {"client_options": client, "retry_config": retry}
+    if uri.scheme == "file":
+        Path(uri.bucket).mkdir(parents=True, exist_ok=True)
+        return LocalStore(uri.bucket)
+    common["prefix"] = uri.prefix or None
+    if uri.scheme == "gs":
+        return GCSStore(uri.bucket, **common)
+    if uri.scheme == "az":
+        return AzureStore(uri.bucket, account_name=uri.account or "", **common)
+    endpoint = options.endpoint or environment.read("AWS_ENDPOINT_URL_S3") or environment.read("AWS_ENDPOINT_URL")
+    config: dict[str, Any] = {
+        "region": options.region
+        or environment.read("AWS_REGION")
+        or environment.read("AWS_DEFAULT_REGION")
+        or "us-east-1",
+    }
+    if endpoint:
+        config["endpoint"] = endpoint
+        client["allow_http"] = endpoint.startswith("http://")
+    if options.access_key_id and options.secret_access_key:
+        config["access_key_id"] = options.access_key_id
+        config["secret_access_key"] = options.secret_access_key.reveal()
+    return S3Store(uri.bucket, **config, **common)
+
+
+def translate(error: Exception, action: str, uri: StoreUri, key: str) -> StoreError:
+    """obstore's error → ours. The order matters: the S3 code says more than the HTTP status."""
+    where = uri.child(key) if key else uri
+    text = redact(str(error))
+    code = match[1] if (match := re.search(r"<Code>(\w+)</Code>", text)) else ""
+    status = (
+        int(match[1])
+        if (match := re.search(r"status(?: code)?:? (\d{3})|\b(\d{3}) [A-Z][a-z]+", text)) and match[1]
+        else 0
+    )
+    if isinstance(error, oe.PreconditionError | oe.AlreadyExistsError | oe.NotModifiedError | FileExistsError):
+        return PreconditionFailed(f"{where}: another version is there")
+    if (
+        code
+        in (
+            "InvalidAccessKeyId",
+            "SignatureDoesNotMatch",
+            "ExpiredToken",
+            "InvalidToken",
+            "ExpiredTokenException",
+            "TokenRefreshRequired",
+        )
+        or "MissingCredentials" in text
+        or isinstance(error, oe.UnauthenticatedError)
+    ):
+        expired = " (expired)" if "Expired" in code or "Refresh" in code else ""
+        return CredentialsInvalid(
+            f"the store refused the credentials{expired} for {uri}: {code or 'unauthenticated'}",
+            hint="check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the pod's identity",
+        )
+    if code == "NoSuchBucket" or (uri.scheme in ("gs", "az") and "bucket does not exist" in text.lower()):
+        return BucketMissing(f"no such bucket: {uri.bucket}", hint="create it, or name another with --store")
+    if (
+        code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
+        or status == 301
+    ):
+        return WrongRegion(f"bucket {uri.bucket} is in another region", hint="set AWS_REGION to the bucket's region")
+    if isinstance(error, oe.NotFoundError | FileNotFoundError):
+        return ObjectMissing(f"not in the store: {where}")
+    if isinstance(error, oe.PermissionDeniedError | PermissionError) or code == "AccessDenied":
+        return PermissionDenied(
+            f"no permission to {action} {where}",
+            hint="the identity needs it on this prefix; `onecopy doctor` prints the policy",
+        )
+    if code in ("SlowDown", "TooManyRequests", "RequestLimitExceeded") or status in (429, 503):
+        return RateLimited(f"the store is limiting requests: {where} ({code or status})", hint="try again later")
+    if (
+        code in ("QuotaExceeded", "XMinioStorageFull", "InsufficientCapacity")
+        or "No space left" in text
+        or status == 507
+    ):
+        return StoreFull(f"the store is full: {where}", hint="free space or raise the quota")
+    if re.search(
+        r"error sending request|kind: (Connect|Timeout)|connection (refused|reset|closed)|operation timed out|dns error",
+        text,
+        re.IGNORECASE,
+    ):
+        return StoreUnreachable(
+            f"no answer from the store {uri}", hint="check the endpoint and the network: `onecopy doctor`"
+        )
+    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    return StoreError(f"the store failed to {action} {where}: {first}")
