@@ -24,6 +24,8 @@ class Entry(NamedTuple):
 
 
 COMMANDS: dict[str, Entry] = {
+    "init": Entry("init", "Configuration", "Write a commented onecopy.toml."),
+    "config": Entry("config", "Configuration", "Show the configuration and where each value came from."),
     "version": Entry("version", "Help", "Print the version."),
 }
 

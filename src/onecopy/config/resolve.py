@@ -43,7 +43,7 @@ def resolve(*, file: Path | None = None, flags: Mapping[str, Any] | None = None)
     """
     path = _find(file)
     tree: dict[str, Any] = _read(path) if path else {}
-    origins = {dotted: str(path) for dotted, _ in _leaves(tree)}
+    origins = {dotted: str(path) for dotted, _ in leaves(tree)}
     for name, dotted in _environment_paths().items():
         value = environment.read(name)
         if value is not None:
@@ -109,10 +109,13 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{name}", field
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of every leaf; tables in a list count from 0."""
     for key, value in tree.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value = {str(i): item for i, item in enumerate(cast(list[Any], value))}
         if isinstance(value, dict):
-            yield from _leaves(cast(dict[str, Any], value), f"{prefix}{key}.")
+            yield from leaves(cast(dict[str, Any], value), f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
