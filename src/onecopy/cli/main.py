@@ -26,6 +26,7 @@ class Entry(NamedTuple):
 COMMANDS: dict[str, Entry] = {
     "init": Entry("init", "Configuration", "Write a commented onecopy.toml."),
     "config": Entry("config", "Configuration", "Show the configuration and where each value came from."),
+    "gpu": Entry("gpu", "Plan", "Plan what fits on a GPU; list cards and instance types."),
     "version": Entry("version", "Help", "Print the version."),
 }
 
