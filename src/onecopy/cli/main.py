@@ -27,6 +27,11 @@ COMMANDS: dict[str, Entry] = {
     "init": Entry("init", "Configuration", "Write a commented onecopy.toml."),
     "config": Entry("config", "Configuration", "Show the configuration and where each value came from."),
     "gpu": Entry("gpu", "Plan", "Plan what fits on a GPU; list cards and instance types."),
+    "plan": Entry("plan", "Clusters", "Show what apply would change."),
+    "apply": Entry("apply", "Clusters", "Show the plan, ask, and do it."),
+    "outputs": Entry("outputs", "Clusters", "Print endpoints, namespace, store, models."),
+    "destroy": Entry("destroy", "Clusters", "Remove all that the stack made; the store stays."),
+    "render": Entry("render", "Clusters", "Write what apply would send as files, for GitOps."),
     "version": Entry("version", "Help", "Print the version."),
 }
 

@@ -7,19 +7,24 @@ A field's environment name is `ONECOPY_<SECTION>_<FIELD>`, e.g. `ONECOPY_ROUTER_
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
-TargetName = Literal["local", "kubernetes", "aws"]
-Delivery = Literal["node-cache", "mount", "stream"]
+from onecopy.config.kubernetes import KubernetesConfig
+from onecopy.config.section import Delivery, Name, Section, TargetName
 
-
-class Section(BaseModel):
-    """Base of every section: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+__all__ = [
+    "CacheConfig",
+    "Delivery",
+    "EngineConfig",
+    "ModelConfig",
+    "Name",
+    "RouterConfig",
+    "Section",
+    "StackConfig",
+    "StoreConfig",
+    "TargetName",
+]
 
 
 class StoreConfig(Section):
@@ -86,3 +91,4 @@ class StackConfig(Section):
     engine: EngineConfig = EngineConfig()
     cache: CacheConfig = CacheConfig()
     router: RouterConfig = RouterConfig()
+    kubernetes: KubernetesConfig = KubernetesConfig()
