@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: up test check unit lock clean
+.PHONY: up test check unit docs lock clean
 .DEFAULT_GOAL := test
 
 up: $(VENV)/ready  ## the whole idea on this machine: store, model, cache, two replicas, router, an answer
@@ -29,6 +29,9 @@ $(VENV)/ready: requirements-dev.lock pyproject.toml
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements-dev.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
+
+docs: $(VENV)/ready  ## write docs/reference/ from the code
+	$(BIN)/python docs/generate.py
 
 lock:  ## pin again from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --group dev --all-extras pyproject.toml -o requirements-dev.lock --no-header --python-version 3.11

@@ -17,13 +17,13 @@ from onecopy.core.errors import ConfigError
 
 DEFAULT_FILE = "onecopy.toml"
 PREFIX = "ONECOPY_"
-# Read by core.environment for other ends than the schema
-_NOT_FIELDS = {"ONECOPY_HOME", "ONECOPY_ENVIRONMENTS", "ONECOPY_CONFIG"}
 # Short names for what people set most; they speak of the first model
-_ALIASES: dict[str, tuple[str, ...]] = {
-    "ONECOPY_STORE": ("store", "uri"),
-    **{f"ONECOPY_{key.upper()}": ("models", "0", key) for key in ("replicas", "revision", "max_model_len")},
-    "ONECOPY_MODEL": ("models", "0", "source"),
+_ALIASES: dict[str, str] = {
+    "ONECOPY_STORE": "store.uri",
+    "ONECOPY_MODEL": "models.0.source",
+    "ONECOPY_REPLICAS": "models.0.replicas",
+    "ONECOPY_REVISION": "models.0.revision",
+    "ONECOPY_MAX_MODEL_LEN": "models.0.max_model_len",
 }
 
 
@@ -44,7 +44,9 @@ def resolve(*, file: Path | None = None, flags: Mapping[str, Any] | None = None)
     path = _find(file)
     tree: dict[str, Any] = _read(path) if path else {}
     origins = {dotted: str(path) for dotted, _ in leaves(tree)}
-    for name, dotted in _environment_paths().items():
+    names = environment_names()
+    _refuse_unknown_variables(names)
+    for name, dotted in names.items():
         value = environment.read(name)
         if value is not None:
             _set(tree, dotted, value)
@@ -80,21 +82,25 @@ def _read(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _environment_paths() -> dict[str, str]:
+def environment_names() -> dict[str, str]:
+    """Every environment variable of the schema → its dotted path; a short alias goes before the long name."""
     names = {
         f"{PREFIX}{dotted.replace('.', '_').upper()}": dotted
         for dotted, _ in fields(StackConfig)
-        if dotted[:6] != "models"
+        if not dotted.startswith("models.")
     }
-    names.update({name: ".".join(path) for name, path in _ALIASES.items()})
-    unknown = set(environment.prefixed(PREFIX)) - set(names) - _NOT_FIELDS
+    return {**names, **_ALIASES}
+
+
+def _refuse_unknown_variables(names: Mapping[str, str]) -> None:
+    others = {name for name in environment.REGISTER if name.startswith(PREFIX)}
+    unknown = set(environment.prefixed(PREFIX)) - set(names) - others
     if unknown:
         name = min(unknown)
-        near = difflib.get_close_matches(name, [*names, *_NOT_FIELDS], n=1)
+        near = difflib.get_close_matches(name, [*names, *others], n=1)
         raise ConfigError(
             f"unknown environment variable {name}", hint=f"did you mean {near[0]}?" if near else "unset it"
         )
-    return names
 
 
 def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

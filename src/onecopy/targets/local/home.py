@@ -32,6 +32,9 @@ from onecopy.core.redact import Secret
 FORMAT = 1
 SHM = Path("/dev/shm")  # noqa: S108 - the tmpfs that the node cache is meant for
 
+QUESTION = "What is the capital of France? Answer in one sentence."
+"""What `up` asks through the router before it says that the stack is ready."""
+
 StackState = Literal["starting", "ready", "degraded", "stopping", "stopped", "failed"]
 ReplicaState = Literal["starting", "ready", "restarting", "failed", "stopped"]
 
