@@ -116,13 +116,13 @@ class Home:
 
     @property
     def run(self) -> Path:
-        """Folder of sockets: short, because a Unix socket's path has at most 107 bytes."""
+        """Folder of sockets: short, because a Unix socket's path has at most 107 bytes. The supervisor makes it."""
         return Path(tempfile.gettempdir()) / f"onecopy-{os.getuid()}-{self.key}"
 
     def prepare(self) -> None:
         """Makes the folders. Raises StackError when the root cannot be written or is of another version."""
         try:
-            for folder in (self.root, self.logs, self.run):
+            for folder in (self.root, self.logs):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise StackError(
