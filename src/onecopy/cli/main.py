@@ -32,6 +32,7 @@ COMMANDS: dict[str, Entry] = {
     "outputs": Entry("outputs", "Clusters", "Print endpoints, namespace, store, models."),
     "destroy": Entry("destroy", "Clusters", "Remove all that the stack made; the store stays."),
     "render": Entry("render", "Clusters", "Write what apply would send as files, for GitOps."),
+    "model": Entry("model", "Registry", "Publish, list, check and care for models in object storage."),
     "version": Entry("version", "Help", "Print the version."),
 }
 
