@@ -21,9 +21,11 @@ import obstore
 import obstore.exceptions as oe
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 
+from onecopy.config.schema import StoreConfig
 from onecopy.core import environment
 from onecopy.core.errors import (
     BucketMissing,
+    ConfigError,
     CredentialsInvalid,
     IntegrityError,
     ObjectMissing,
@@ -64,6 +66,15 @@ def open_store(uri: StoreUri | str, options: StoreOptions | None = None) -> Stor
     """A `Store` for an address. No call is made yet: use `check_store` to see whether it answers."""
     parsed = StoreUri.parse(uri) if isinstance(uri, str) else uri
     return ObjectStore(parsed, options or StoreOptions())
+
+
+def open_configured(config: StoreConfig) -> Store:
+    """The store that the configuration names. Raises ConfigError when it names none."""
+    if config.uri is None:
+        raise ConfigError(
+            "no store is named", hint="--store s3://bucket/prefix, ONECOPY_STORE, or store.uri in onecopy.toml"
+        )
+    return open_store(config.uri, StoreOptions(endpoint=config.endpoint, region=config.region, ca_file=config.ca_file))
 
 
 def check_store(store: Store) -> None:
