@@ -11,6 +11,8 @@ REGISTER: dict[str, str] = {
     "ONECOPY_HOME": "Folder of the local stack's state (default: $XDG_DATA_HOME/onecopy).",
     "ONECOPY_ENVIRONMENTS": "Folder of the Python environments that `onecopy up` makes (default: $XDG_CACHE_HOME/onecopy/environments).",
     "ONECOPY_CONFIG": "Path of the configuration file (default: ./onecopy.toml).",
+    "ONECOPY_LOAD_REPORTS": "Folder where each replica leaves what its load did (bytes by source, seconds by phase), one JSON file a process.",
+    "ONECOPY_DIE_WITH_PARENT": "Set by onecopy for its replicas: vLLM's engine process ends when its API server does.",
     "XDG_DATA_HOME": "Base of the default home.",
     "XDG_CACHE_HOME": "Base of the default environments folder.",
     "NO_COLOR": "Any value: no colour on the terminal.",
