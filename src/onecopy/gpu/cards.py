@@ -1,7 +1,7 @@
 """The catalogue of cards and cloud instance types: data with a date and a source for each entry (`data/cards.toml`).
 
 A card's `memory` is what nvidia-smi prints as the total; `usable` is what a CUDA program may have of it, the figure
-that `gpu_memory_utilization` is a part of. Where nobody published the latter, USABLE_SHARE stands in.
+that `gpu_memory_utilization` is a part of.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from typing import Any
 from onecopy.core.errors import UsageError
 from onecopy.core.units import GiB, MiB
 
-USABLE_SHARE = 0.97
-"""The least share seen among cards with both figures published (T4: 14.56 of 15.00 GiB)."""
 LARGE_CARD = 70 * GiB
 """From here on vLLM's own defaults are larger, but for the A100 (its `get_batch_defaults`)."""
 
@@ -79,13 +77,11 @@ def cards() -> tuple[Card, ...]:
         Card(
             name=entry["name"],
             memory=entry["memory_mib"] * MiB,
-            usable=int(entry["usable_gib"] * GiB)
-            if "usable_gib" in entry
-            else int(entry["memory_mib"] * MiB * USABLE_SHARE),
+            usable=int(entry["usable_gib"] * GiB),
             fp8=entry["fp8"],
             bf16=entry["bf16"],
             source=entry["source"],
-            checked=entry.get("checked", table["checked"]),
+            checked=table["checked"],
         )
         for entry in table["card"]
     ]
@@ -104,7 +100,7 @@ def instances() -> tuple[Instance, ...]:
             cpus=row["cpus"],
             memory_gib=row["memory_gib"],
             source=family["source"],
-            checked=family.get("checked", table["checked"]),
+            checked=table["checked"],
         )
         for family in table["family"]
         for row in family["types"]
