@@ -21,7 +21,9 @@ def group() -> None:
 
 @command.command("publish")
 def publish(
-    source: Annotated[str, typer.Argument(help="hf://org/name[@revision], or a folder.")],
+    source: Annotated[
+        str, typer.Argument(help="hf://org/name[@revision], a folder, or s3://bucket/prefix#name[@ref].")
+    ],
     name: Annotated[str | None, typer.Option("--name", help="Name in the registry (default: from the source).")] = None,
     ref: Annotated[str, typer.Option("--ref", help="Name to point at the revision.")] = "main",
     include: Annotated[list[str] | None, typer.Option("--include", help="Only these files (pattern; repeat).")] = None,
@@ -39,12 +41,13 @@ def publish(
 
     out = options.output(json=json, quiet=quiet)
     target = stores.from_flags(store, config)
-    opened = open_source(source, Selection(tuple(include or ()), tuple(exclude or ())))
-    try:
-        with progress.renderer(out) as report:
+    with progress.renderer(out) as report:
+        chosen = Selection(tuple(include or ()), tuple(exclude or ()))
+        opened = open_source(source, chosen, report=report)
+        try:
             done = registry.publish(opened, target, name or default_name(source), ref=ref, report=report)
-    finally:
-        opened.close()
+        finally:
+            opened.close()
     out.data(
         {
             "model": done.manifest.model,

@@ -183,7 +183,7 @@ class _Run:
                 yield data
                 counter.add(size, known.path)
 
-        source_file = SourceFile(known.path, known.size, known.sha256)
+        source_file = next(file for file in self._source.files if file.path == known.path)
         try:
             if known.size <= RANGE_SIZE:
                 data = b"".join(counted())
