@@ -7,6 +7,11 @@ must not fail: an error here is only logged by vLLM, and the load format would t
 
 from __future__ import annotations
 
+import multiprocessing
+
+from onecopy.core import environment
+from onecopy.engine.lifetime import die_with_parent
+
 LOAD_FORMAT = "onecopy"
 
 
@@ -15,6 +20,9 @@ def register() -> None:
 
     from onecopy.engine.loader import OnecopyModelLoader
 
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid and environment.read("ONECOPY_DIE_WITH_PARENT"):
+        die_with_parent(parent.pid)
     known = getattr(model_loader, "_LOAD_FORMAT_TO_MODEL_LOADER", {})
     if known.get(LOAD_FORMAT) is not OnecopyModelLoader:
         model_loader.register_model_loader(LOAD_FORMAT)(OnecopyModelLoader)
