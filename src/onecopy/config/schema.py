@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from onecopy.config.aws import AwsConfig
 from onecopy.config.kubernetes import KubernetesConfig
 from onecopy.config.section import Delivery, Name, Section, TargetName
 
@@ -92,3 +93,4 @@ class StackConfig(Section):
     cache: CacheConfig = CacheConfig()
     router: RouterConfig = RouterConfig()
     kubernetes: KubernetesConfig = KubernetesConfig()
+    aws: AwsConfig = AwsConfig()

@@ -1,0 +1,78 @@
+"""EKS add-ons. Some must be there before a node can get Ready, the others can only run on one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from troposphere import GetAtt, Ref, Template, eks
+
+from onecopy.targets.aws.cluster import CLUSTER
+from onecopy.targets.aws.inputs import Inputs
+
+# What a node needs to get Ready or a pod to get its role; they run on the host's network
+FIRST = ("vpc-cni", "kube-proxy", "eks-pod-identity-agent")
+# On an overlay the API server cannot reach a pod's address: what it calls must listen on the node's
+_HOST_NETWORK: dict[str, Any] = {
+    "metrics-server": {"hostNetwork": {"enabled": True}},
+    "cert-manager": {"webhook": {"hostNetwork": True, "securePort": 10260}},
+}
+
+
+def wanted_addons(inputs: Inputs) -> tuple[str, ...]:
+    settings = inputs.aws.addons
+    names = {
+        "vpc-cni": not inputs.is_calico,
+        "kube-proxy": True,
+        "eks-pod-identity-agent": inputs.identity == "pod-identity",
+        "coredns": True,
+        "metrics-server": settings.metrics_server,
+        "cert-manager": settings.cert_manager,
+        "aws-mountpoint-s3-csi-driver": inputs.config.kubernetes.delivery == "mount",
+        "aws-ebs-csi-driver": settings.ebs_csi,
+    }
+    return tuple(name for name, wanted in names.items() if wanted)
+
+
+def title(addon: str) -> str:
+    return "".join(part.capitalize() for part in addon.split("-")) + "Addon"
+
+
+def add_first_addons(template: Template, inputs: Inputs) -> list[str]:
+    """Returns their logical ids."""
+    return [_add(template, inputs, name, [], None) for name in wanted_addons(inputs) if name in FIRST]
+
+
+def add_later_addons(template: Template, inputs: Inputs, *, condition: str | None) -> None:
+    for name in wanted_addons(inputs):
+        if name not in FIRST:
+            _add(template, inputs, name, ["CpuNodes"], condition)
+
+
+def _add(template: Template, inputs: Inputs, name: str, waits: list[str], condition: str | None) -> str:
+    optional: dict[str, Any] = {}
+    pinned: dict[str, str] = {**inputs.choices.addon_versions, **inputs.aws.addons.versions}
+    if version := pinned.get(name):
+        optional["AddonVersion"] = version
+    if inputs.is_calico and name in _HOST_NETWORK:
+        optional["ConfigurationValues"] = json.dumps(_HOST_NETWORK[name], separators=(",", ":"))
+    if name == "aws-mountpoint-s3-csi-driver":
+        optional["ConfigurationValues"] = json.dumps({"node": {"tolerateAllTaints": True}}, separators=(",", ":"))
+    if inputs.identity == "irsa":
+        role = {"aws-mountpoint-s3-csi-driver": "ReaderRole", "aws-ebs-csi-driver": "EbsCsiRole"}.get(name)
+        if role:
+            optional["ServiceAccountRoleArn"] = GetAtt(role, "Arn")
+    if waits:
+        optional["DependsOn"] = waits
+    if condition:
+        optional["Condition"] = condition
+    addon = template.add_resource(
+        eks.Addon(
+            title(name),
+            ClusterName=Ref(CLUSTER),
+            AddonName=name,
+            ResolveConflicts="OVERWRITE",
+            **optional,
+        )
+    )
+    return str(addon.title)

@@ -1,0 +1,185 @@
+"""The template: cfn-lint finds nothing, our own rules neither, and each switch of the configuration does what it says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from cfnlint.api import ManualArgs, lint
+from tests.aws import rules
+
+from onecopy.config.schema import StackConfig
+from onecopy.core.errors import ConfigError
+from onecopy.targets.aws.inputs import Choices, make_inputs
+from onecopy.targets.aws.template import MAX_BYTES, build_template, compact
+
+ZONES = ("us-east-2a", "us-east-2b", "us-east-2c")
+EXISTING = {
+    "vpc_id": "vpc-0a1b2c3d",
+    "private_subnets": ["subnet-0a1b2c3a", "subnet-0a1b2c3b", "subnet-0a1b2c3c"],
+    "s3_route_tables": ["rtb-0a1b2c3a"],
+}
+ADMIN = "arn:aws:iam::123456789012:role/Platform"
+CASES: dict[str, tuple[dict[str, Any], Choices]] = {
+    "defaults": ({}, Choices()),
+    "chosen": ({}, Choices(ZONES, 2, ("198.51.100.7/32",), {"coredns": "v1.12.1-eksbuild.2"})),
+    "calico, irsa, mount, kms": (
+        {
+            "aws": {
+                "network": {"nat": "per-zone"},
+                "cluster": {"cni": "calico", "admins": [ADMIN]},
+                "bucket": {"encryption": "kms"},
+                "addons": {"cert_manager": True, "ebs_csi": True, "external_secrets": True},
+                "gpu_nodes": {"capacity": "capacity-block", "capacity_reservation": "cr-0123456789abcdef0"},
+                "tags": {"team": "serving"},
+            },
+            "kubernetes": {"delivery": "mount", "identity": {"kind": "irsa"}},
+        },
+        Choices(),
+    ),
+    "existing VPC, adopted bucket, CPU only": (
+        {
+            "store": {"uri": "s3://my-models/llm"},
+            "aws": {"network": EXISTING, "gpu_nodes": {"enabled": False}, "bucket": {"encryption": "kms"}},
+            "kubernetes": {"delivery": "stream"},
+        },
+        Choices(create_bucket=False, bucket_key="arn:aws:kms:us-east-2:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"),
+    ),
+}  # fmt: skip
+# W3010: a zone that was chosen because it offers the GPU has to be named
+LINT = ManualArgs(regions=["us-east-2"], ignore_checks=["W3010"])
+
+
+def build(config: dict[str, Any], choices: Choices | None = None) -> dict[str, Any]:
+    return build_template(make_inputs(StackConfig.model_validate(config), choices))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cfn_lint_and_our_rules_find_nothing(case: str) -> None:
+    template = build(*CASES[case])
+    assert [str(match) for match in lint(compact(template), config=LINT)] == []
+    assert rules.findings(template) == []
+
+
+def test_cfn_lint_would_find_something() -> None:
+    """The check above can fail: a wrong AMI type, a wrong property and a dangling reference are found."""
+    template = build({})
+    template["Resources"]["GpuNodes"]["Properties"]["AmiType"] = "AL2023_x86_64_NVIDEA"
+    template["Resources"]["Vpc"]["Properties"]["CidrBlok"] = "10.0.0.0/16"
+    template["Resources"]["CpuNodes"]["Properties"]["NodeRole"] = {"Ref": "NoSuchRole"}
+    assert {match.rule.id for match in lint(compact(template), config=LINT)} >= {"E3030", "E3002"}
+    assert any("NoSuchRole" in finding for finding in rules.findings(template))
+
+
+def test_the_same_inputs_give_the_same_bytes() -> None:
+    for config, choices in CASES.values():
+        assert compact(build(config, choices)) == compact(build(config, choices))
+
+
+def test_choices_are_read_back_from_the_template() -> None:
+    choices = CASES["chosen"][1]
+    stored = json.loads(compact(build({}, choices)))["Metadata"]["onecopy"]["choices"]
+    assert Choices.from_dict(stored) == choices
+    assert Choices.from_dict({**stored, "from a newer version": 1}) == choices
+
+
+def test_without_an_address_the_api_server_is_private() -> None:
+    assert build({})["Resources"]["Cluster"]["Properties"]["ResourcesVpcConfig"]["EndpointPublicAccess"] is False
+    open_to = build({}, Choices(api_cidrs=("198.51.100.7/32",)))["Resources"]["Cluster"]["Properties"][
+        "ResourcesVpcConfig"
+    ]
+    assert open_to["PublicAccessCidrs"] == ["198.51.100.7/32"]
+
+
+def test_calico_means_no_aws_node_and_nodes_that_wait() -> None:
+    template = build({"aws": {"cluster": {"cni": "calico"}}})
+    addons = {addon["AddonName"] for addon in rules.of_type(template, "AWS::EKS::Addon").values()}
+    assert "vpc-cni" not in addons
+    node_role = template["Resources"]["NodeRole"]["Properties"]["ManagedPolicyArns"]
+    assert not any("CNI" in str(arn) for arn in node_role)
+    waiting = {title for title, resource in template["Resources"].items() if resource.get("Condition") == "WithNodes"}
+    assert waiting == {"CpuNodes", "GpuNodes", "CorednsAddon", "MetricsServerAddon"}
+    assert template["Parameters"]["Nodes"]["Default"] == "no"
+
+
+def test_nodes_wait_for_the_pod_network_and_the_way_out() -> None:
+    waits = set(build({})["Resources"]["GpuNodes"]["DependsOn"])
+    assert {"VpcCniAddon", "KubeProxyAddon", "PrivateDefaultRoute1", "S3Endpoint"} <= waits
+
+
+def test_gpu_nodes_stay_in_the_zones_that_offer_the_type() -> None:
+    resources = build({}, Choices(zones=ZONES, gpu_zones=1))["Resources"]
+    assert resources["GpuNodes"]["Properties"]["Subnets"] == [{"Ref": "PrivateSubnet1"}]
+    assert len(resources["CpuNodes"]["Properties"]["Subnets"]) == 3
+
+
+def test_a_second_model_adds_its_prefix_to_the_reader_alone() -> None:
+    def objects(models: list[dict[str, str]]) -> list[str]:
+        policy = build({"models": models})["Resources"]["ReaderRole"]["Properties"]["Policies"][0]["PolicyDocument"]
+        return [
+            r["Fn::Join"][1][-1] for s in policy["Statement"] if s["Action"] == ["s3:GetObject"] for r in s["Resource"]
+        ]
+
+    assert objects([{"name": "one"}]) == ["/models/one/*"]
+    assert objects([{"name": "one"}, {"name": "two"}]) == ["/models/one/*", "/models/two/*"]
+
+
+@pytest.mark.parametrize("partition", ["aws", "aws-us-gov", "aws-cn"])
+def test_no_partition_is_written_out(partition: str) -> None:
+    """Every ARN that the template makes takes AWS::Partition; the domain of a service takes AWS::URLSuffix."""
+    for config, _ in (CASES["defaults"], CASES["calico, irsa, mount, kms"]):
+        text = compact(build({**config, "aws": {**config.get("aws", {}), "cluster": {}}}))
+        assert f'"arn:{partition}:' not in text
+        assert "ec2.amazonaws.com" not in text
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"name": "Upper"}, "name"),
+        ({"name": "1st"}, "name"),
+        ({"name": "x" * 40}, "name"),
+        ({"store": {"uri": "gs://bucket/models"}}, "store.uri"),
+        ({"store": {"uri": "s3://bucket"}}, "store.uri"),
+        ({"kubernetes": {"identity": {"kind": "workload-identity"}}}, "identity"),
+        ({"aws": {"tags": {f"key-{i}": "v" * 250 for i in range(20)}, "cluster": {"admins": [ADMIN] * 90}}}, "bytes"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_call(config: dict[str, Any], named: str) -> None:
+    with pytest.raises((ConfigError, ValueError), match=named):
+        build(config)
+
+
+@pytest.mark.parametrize(
+    "aws",
+    [
+        {"network": {"cidr": "10.20.0.0/24"}},
+        {"network": {"cidr": "10.20.0.1/16"}},
+        {"network": {"cidr": "172.20.0.0/16"}},
+        {"network": {"cidr": "10.244.0.0/16"}, "cluster": {"cni": "calico"}},
+        {"network": {"vpc_id": "vpc-0a1b2c3d", "private_subnets": ["subnet-0a1b2c3a"]}},
+        {"network": {"private_subnets": ["subnet-0a1b2c3a", "subnet-0a1b2c3b"]}},
+        {"network": {"zones": ["us-east-2a", "us-east-2a", "us-east-2b"]}},
+        {"cluster": {"public_cidrs": ["0.0.0.0/0"]}},
+        {"cluster": {"cni": "calico"}, "addons": {"versions": {"vpc-cni": "v1.20.0-eksbuild.1"}}},
+        {"addons": {"versions": {"core-dns": "v1.12.1-eksbuild.2"}}},
+        {"gpu_nodes": {"instance_types": ["m7i.xlarge"]}},
+        {"gpu_nodes": {"instance_types": ["g4ad.xlarge"]}},
+        {"gpu_nodes": {"capacity": "capacity-block"}},
+        {"gpu_nodes": {"min": 2, "desired": 1, "max": 3}},
+        {"cpu_nodes": {"instance_types": ["m7g.xlarge"]}},
+        {"cpu_nodes": {"min": 0}},
+        {"tags": {"aws:x": "y"}},
+        {"bucket": {"kms_key": "arn:aws:kms:us-east-2:123456789012:key/1"}},
+    ],
+)  # fmt: skip
+def test_a_section_refuses_what_contradicts_itself(aws: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"(?s)."):
+        StackConfig.model_validate({"aws": aws})
+
+
+def test_the_largest_usual_template_is_far_below_the_limit() -> None:
+    config, choices = CASES["calico, irsa, mount, kms"]
+    models = [{"name": f"organisation-model-{i}-instruct"} for i in range(20)]
+    assert len(compact(build({**config, "models": models}, choices))) < MAX_BYTES * 0.8
