@@ -130,3 +130,219 @@ def show(
         return "\n".join([*head, "", files])
 
     options.output(json=json).data(manifest.model_dump(mode="json"), human)
+
+
+@command.command("verify")
+def verify(
+    name: Name,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every byte; otherwise sizes and ETags.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what is found, from the source.")] = False,
+    source: Annotated[
+        str | None, typer.Option("--source", help="Where to mend from (default: the hub commit).")
+    ] = None,
+    store: options.StoreFlag = None,
+    config: options.ConfigFile = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Check a revision against its manifest. Exit code 1 when something is wrong and stays so."""
+    from onecopy.cli import progress, stores
+    from onecopy.core.units import format_bytes, format_seconds
+    from onecopy.registry import catalogue
+    from onecopy.registry import verify as registry
+    from onecopy.registry.sources import open_source
+
+    out = options.output(json=json, quiet=quiet)
+    target = stores.from_flags(store, config)
+    model, wanted = catalogue.split(name)
+    with progress.renderer(out) as report:
+        found = registry.verify(target, model, wanted, deep=deep, report=report)
+        mended = not found.ok and repair
+        if mended:
+            for problem in found.problems:
+                out.warn(str(problem))
+            opened = open_source(source, report=report) if source else None
+            registry.repair(target, found, source=opened, report=report)
+            found = registry.verify(target, model, found.revision, deep=deep, report=report)
+
+    def human() -> str:
+        read = f", {format_bytes(found.bytes_read)} read" if found.deep else ""
+        head = f"{model}@{found.revision}: {found.files} files{read} in {format_seconds(found.seconds)}: "
+        lines = [head + ("ok" if found.ok else f"{len(found.problems)} problems")]
+        return "\n".join(lines + [f"  {problem}" for problem in found.problems])
+
+    out.data({**asdict(found), "ok": found.ok, "repaired": mended and found.ok}, human)
+    if not found.ok:
+        if not json:
+            out.talk(f"hint: `onecopy model verify {model}@{found.revision} --repair` mends it")
+        raise typer.Exit(1)
+
+
+@command.command("refs")
+def refs(
+    model: Annotated[str, typer.Argument(help="The model.")],
+    move: Annotated[
+        str | None, typer.Option("--set", metavar="REF=REVISION", help="Point a ref at a revision.")
+    ] = None,
+    delete: Annotated[str | None, typer.Option("--delete", metavar="REF", help="Drop a ref.")] = None,
+    store: options.StoreFlag = None,
+    config: options.ConfigFile = None,
+    json: options.Json = False,
+) -> None:
+    """A model's refs; move one, or drop one."""
+    from onecopy.cli import stores
+    from onecopy.core.errors import UsageError
+    from onecopy.registry import catalogue
+
+    out = options.output(json=json)
+    target = stores.from_flags(store, config)
+    if move and delete:
+        raise UsageError("--set and --delete are two things", hint="run the command twice")
+    if move:
+        ref, found, wanted = move.partition("=")
+        if not found:
+            raise UsageError(f"not REF=REVISION: {move}", hint="for example --set main=0123456789abcdef")
+        before = catalogue.read_ref(target, model, ref)
+        revision = catalogue.resolve(target, model, wanted).revision
+        catalogue.write_ref(target, model, ref, revision, expected=before)
+        was = before.revision if before else None
+        out.data({"ref": ref, "old": was, "new": revision}, f"{ref}: {was or 'nothing'} → {revision}")
+        return
+    if delete:
+        gone = catalogue.delete_ref(target, model, delete)
+        out.data({"ref": delete, "old": gone.revision, "new": None}, f"{delete}: {gone.revision} → nothing")
+        return
+    listed = catalogue.list_refs(target, model)
+    out.data(
+        [{"ref": ref.name, "revision": ref.revision, "updated": ref.updated.isoformat()} for ref in listed],
+        lambda: table(
+            ["ref", "revision", "updated"], [[r.name, r.revision, f"{r.updated:%Y-%m-%d %H:%M}"] for r in listed]
+        ),
+    )
+
+
+@command.command("hold")
+def hold(
+    name: Name,
+    holder: Annotated[str, typer.Option("--as", help="Who needs it: a cluster, a job.")],
+    days: Annotated[float, typer.Option("--days", min=0.001, help="For how long.")] = 30,
+    release: Annotated[bool, typer.Option("--release", help="Give it up again.")] = False,
+    store: options.StoreFlag = None,
+    config: options.ConfigFile = None,
+    json: options.Json = False,
+) -> None:
+    """Keep a revision from delete and gc, whatever the refs say."""
+    from datetime import UTC, datetime, timedelta
+
+    from onecopy.cli import stores
+    from onecopy.registry import catalogue
+
+    out = options.output(json=json)
+    target = stores.from_flags(store, config)
+    model, wanted = catalogue.split(name)
+    if release:
+        catalogue.release(target, model, holder)
+        out.data({"model": model, "holder": holder, "until": None}, f"{holder} holds nothing of {model}")
+        return
+    revision = catalogue.resolve(target, model, wanted).revision
+    lease = catalogue.hold(target, model, revision, holder, until=datetime.now(UTC) + timedelta(days=days))
+    out.data(
+        {"model": model, "revision": revision, "holder": holder, "until": lease.until.isoformat()},
+        f"{holder} holds {model}@{revision} until {lease.until:%Y-%m-%d %H:%M}",
+    )
+
+
+@command.command("delete")
+def delete(
+    name: Annotated[str, typer.Argument(metavar="NAME@REVISION", help="One revision; NAME alone is the whole model.")],
+    yes: options.Yes = False,
+    store: options.StoreFlag = None,
+    config: options.ConfigFile = None,
+    json: options.Json = False,
+) -> None:
+    """Remove a revision that nothing names, or a model with all its revisions and refs."""
+    from onecopy.cli import stores
+    from onecopy.core.errors import UsageError
+    from onecopy.core.units import format_bytes
+    from onecopy.registry import care, catalogue
+
+    out = options.output(json=json)
+    target = stores.from_flags(store, config)
+    model, wanted = catalogue.split(name)
+    if "@" in name and not catalogue.is_revision(wanted):
+        raise UsageError(
+            f"{wanted} is a ref, not a revision", hint=f"`onecopy model refs {model} --delete {wanted}` drops a ref"
+        )
+    if "@" in name:
+        manifest = catalogue.read_manifest(target, model, wanted)
+        _agree(yes, f"Delete {name} ({format_bytes(manifest.total_bytes)}) from {target.uri}?")
+        freed = care.delete_revision(target, model, wanted)
+    else:
+        count = len(list(catalogue.list_revisions(target, model)))
+        _agree(yes, f"Delete {model}, all {count} revisions and its refs, from {target.uri}?")
+        freed = care.delete_model(target, model)
+    out.data({"deleted": name, "bytes": freed}, f"deleted {name}: {format_bytes(freed)}")
+
+
+@command.command("gc")
+def gc(
+    model: Annotated[str | None, typer.Argument(help="Only this model.")] = None,
+    grace: Annotated[float, typer.Option("--grace-days", min=0, help="Leave alone what is younger.")] = 7,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show.")] = False,
+    yes: options.Yes = False,
+    store: options.StoreFlag = None,
+    config: options.ConfigFile = None,
+    json: options.Json = False,
+) -> None:
+    """Show what nothing names any more, ask, and remove it."""
+    from onecopy.cli import stores
+    from onecopy.core.units import format_bytes, format_seconds
+    from onecopy.registry import care, catalogue
+    from onecopy.storage.uploads import can_list_uploads
+
+    out = options.output(json=json)
+    target = stores.from_flags(store, config)
+    plan = care.plan_gc(target, grace=grace * 86400, models=[catalogue.check_model_name(model)] if model else None)
+    if target.uri.scheme == "s3" and not can_list_uploads(target):
+        out.warn("abandoned uploads were not looked for: `pip install 'onecopy[aws]'` brings what it takes")
+    rows = [
+        {
+            "kind": i.kind,
+            "model": i.model,
+            "revision": i.revision,
+            "objects": len(i.keys),
+            "bytes": i.bytes,
+            "age": i.age,
+        }
+        for i in plan
+    ]
+    body = [
+        [i.kind, i.model, i.revision or "-", len(i.keys), format_bytes(i.bytes), format_seconds(i.age)] for i in plan
+    ]
+    shown = (
+        table(["kind", "model", "revision", "objects", "size", "untouched for"], body) if plan else "nothing to remove"
+    )
+    if dry_run or not plan:
+        out.data({"planned": rows, "removed": []}, shown)
+        return
+    out.talk(shown)
+    _agree(yes, f"Remove these from {target.uri}?")
+    done = care.collect(target, plan)
+    freed = sum(item.bytes for item in done)
+    out.data(
+        {"planned": rows, "removed": [rows[plan.index(item)] for item in done]},
+        f"removed {len(done)} of {len(plan)}: {format_bytes(freed)}",
+    )
+
+
+def _agree(yes: bool, question: str) -> None:
+    """Asks at a terminal. Raises UsageError where nobody can be asked."""
+    import sys
+
+    from onecopy.core.errors import UsageError
+
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("nobody is there to say yes", hint="--yes answers for you")
+    typer.confirm(question, abort=True, err=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from onecopy.core.errors import IntegrityError, ObjectMissing, PreconditionFailed, UsageError
 from onecopy.storage import layout
@@ -32,6 +32,16 @@ class Ref(BaseModel):
     updated: datetime
     name: str = ""
     etag: str | None = None
+
+
+class Lease(BaseModel):
+    """Somebody's claim on a revision."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    revision: str
+    until: AwareDatetime
+    holder: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +138,7 @@ def write_ref(store: Store, model: str, name: str, revision: str, *, expected: R
 
     Raises PreconditionFailed when somebody else moved it meanwhile, ObjectMissing when the revision does not exist.
     """
-    store.head(layout.manifest_key(model, revision))
+    _must_exist(store, model, revision)
     body = Ref(revision=revision, updated=datetime.now(UTC))
     data = body.model_dump_json(include={"revision", "updated"}).encode()
     key = layout.ref_key(model, check_ref_name(name))
@@ -146,6 +156,55 @@ def write_ref(store: Store, model: str, name: str, revision: str, *, expected: R
             f"it is at {now.revision if now else 'nothing'}; it was not moved to {revision}",
             hint=f"`onecopy model refs {model} --set {name}={revision}` moves it if that is what you want",
         ) from error
+
+    _must_exist(store, model, revision)  # a collector removes the manifest, then looks at the refs: one of us sees
+
+
+def delete_ref(store: Store, model: str, name: str) -> Ref:
+    """Returns what it was. Raises ObjectMissing. A ref that is moved at the same instant may be dropped at its new place."""
+    ref = read_ref(store, model, name)
+    if ref is None:
+        raise ObjectMissing(f"no ref {name} of model {model} in {store.uri}", hint=f"`onecopy model refs {model}`")
+    store.delete([layout.ref_key(model, name)])
+    return ref
+
+
+def _must_exist(store: Store, model: str, revision: str) -> None:
+    try:
+        store.head(layout.manifest_key(model, revision))
+    except ObjectMissing as error:
+        raise ObjectMissing(
+            f"no revision {revision} of model {model} in {store.uri}", hint=f"`onecopy model list {model}`"
+        ) from error
+
+
+def hold(store: Store, model: str, revision: str, holder: str, *, until: datetime) -> Lease:
+    """Keeps a revision from `delete` and `gc` until a time; the same holder's next call moves its lease."""
+    _must_exist(store, model, revision)
+    lease = Lease(revision=revision, until=until, holder=check_ref_name(holder))
+    store.put(layout.lease_key(model, holder), lease.model_dump_json().encode())
+    _must_exist(store, model, revision)
+    return lease
+
+
+def release(store: Store, model: str, holder: str) -> None:
+    """Idempotent."""
+    store.delete([layout.lease_key(check_model_name(model), check_ref_name(holder))])
+
+
+def list_leases(store: Store, model: str) -> list[Lease]:
+    """Those that hold now. Raises IntegrityError for an object that is no lease: nothing is collected on a guess."""
+    found: list[Lease] = []
+    for info in store.list(f"{check_model_name(model)}/leases"):
+        try:
+            lease = Lease.model_validate_json(store.get(info.key)[0])
+        except ObjectMissing:
+            continue
+        except ValidationError as error:
+            raise IntegrityError(f"{store.uri.child(info.key)} is not a lease", hint="delete it by hand") from error
+        if lease.until > datetime.now(UTC):
+            found.append(lease)
+    return found
 
 
 def list_refs(store: Store, model: str) -> list[Ref]:

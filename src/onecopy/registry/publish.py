@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from onecopy.registry import catalogue, transfer
 from onecopy.registry.inspect import inspect
 from onecopy.registry.sources import Source, SourceFile
 from onecopy.registry.transfer import Known
-from onecopy.storage import layout
+from onecopy.storage import layout, uploads
 from onecopy.storage.store import ObjectInfo, Store
 from onecopy.weights.manifest import RANGE_SIZE, FileEntry, Manifest, WeightsInfo, revision_id
 
@@ -37,6 +37,8 @@ STEP = "publish"
 # 4 files × (3 ranges read ahead + 3 parts in flight + one filling) × 8 MiB = 224 MiB at most
 FILES_AT_ONCE = 4
 READ_AHEAD = 3
+ABANDONED = 86400.0
+"""Seconds after which an upload of one file is taken to be nobody's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +55,18 @@ class PublishResult:
 
 
 def publish(
-    source: Source, store: Store, model: str, *, ref: str | None = "main", report: Reporter = silent
+    source: Source,
+    store: Store,
+    model: str,
+    *,
+    ref: str | None = "main",
+    report: Reporter = silent,
+    only_revision: str | None = None,
+    resend: Collection[str] = (),
 ) -> PublishResult:
     """Publishes a source as a revision of `model` and points `ref` at it. Idempotent, and resumes what was cut.
+
+    only_revision: refuse to be another one (mending). resend: files to send whatever the store says of them.
 
     Raises ModelError before anything is sent for a checkpoint that cannot be served; IntegrityError and SourceError
     while sending (nothing committed); PreconditionFailed when the ref was moved by somebody else meanwhile.
@@ -63,7 +74,7 @@ def publish(
     began = time.monotonic()
     catalogue.check_model_name(model)
     before = catalogue.read_ref(store, model, ref) if ref else None
-    with _Run(source, store, model, report) as run:
+    with _Run(source, store, model, report, only_revision, resend) as run:
         manifest = run.to_the_end()
     if ref and (before is None or before.revision != manifest.revision):
         catalogue.write_ref(store, model, ref, manifest.revision, expected=before)
@@ -84,7 +95,16 @@ def publish(
 class _Run:
     """One publisher's work. Threads: one a file, and as many readers of ranges as can be waited for."""
 
-    def __init__(self, source: Source, store: Store, model: str, report: Reporter) -> None:
+    def __init__(
+        self,
+        source: Source,
+        store: Store,
+        model: str,
+        report: Reporter,
+        only_revision: str | None,
+        resend: Collection[str],
+    ) -> None:
+        self._only, self._resend = only_revision, resend
         self._source, self._store, self._model, self._report = source, store, model, report
         self._files = ThreadPoolExecutor(FILES_AT_ONCE, "publish-file")
         self._reads = ThreadPoolExecutor(FILES_AT_ONCE * READ_AHEAD, "publish-read")
@@ -105,6 +125,12 @@ class _Run:
         weights = inspect(self._source, self._reads)
         known = self._know()
         self._revision = revision_id((file.path, file.size, file.sha256) for file in known)
+        if self._only is not None and self._revision != self._only:
+            raise IntegrityError(
+                f"{self._source.info.uri} holds {self._model}@{self._revision}, not @{self._only}; nothing was sent",
+                hint="give the source that it was published from",
+            )
+        self._abort_old_uploads()
         written, version = self._read_manifest()
         present = {info.key: info for info in self._store.list(self._prefix)}
         counter = ByteCounter(self._report, STEP, sum(file.size for file in known))
@@ -146,6 +172,12 @@ class _Run:
             return None, None
         return Manifest.from_json(data, where=str(self._store.uri.child(key))), info.etag
 
+    def _abort_old_uploads(self) -> None:
+        """What a killed publisher left behind. A young one may belong to another that is at work."""
+        for upload in uploads.list_uploads(self._store, f"{self._prefix}/"):
+            if upload.initiated < time.time() - ABANDONED:
+                uploads.abort_upload(self._store, upload.key, upload.upload_id)
+
     # -- one file ---------------------------------------------------------------------------------------------------
 
     def _one(
@@ -154,11 +186,14 @@ class _Run:
         key = layout.file_key(self._model, self._revision, known.path)
         there = present.get(key)
         if there is not None:
-            kept = self._keep(known, key, written) if there.size == known.size else None
+            trusted = there.size == known.size and known.path not in self._resend
+            kept = self._keep(known, key, written) if trusted else None
             if kept is not None:
                 counter.add(known.size, known.path)
                 return kept
-            self._report(Event(STEP, "warning", item=known.path, message=f"{known.path} in the store is not whole"))
+            self._report(
+                Event(STEP, "warning", item=known.path, message=f"{known.path} in the store is not right: sent again")
+            )
         entry = self._send(known, key, counter, create=there is None)
         if known.size > RANGE_SIZE:
             self._store.put(self._record_key(known.path), entry.model_dump_json().encode())

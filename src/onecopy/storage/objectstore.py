@@ -87,6 +87,8 @@ class ObjectStore:
 
     def __init__(self, uri: StoreUri, options: StoreOptions) -> None:
         self._uri, self.options = uri, options
+        self.endpoint = _endpoint(options)
+        self.region = _region(options)
         self._store = _make(uri, options)
 
     @property
@@ -199,6 +201,15 @@ def _info(meta: Any) -> ObjectInfo:
     return ObjectInfo(meta["path"], meta["size"], meta["e_tag"], meta["version"], meta["last_modified"].timestamp())
 
 
+def _endpoint(options: StoreOptions) -> str | None:
+    return options.endpoint or environment.read("AWS_ENDPOINT_URL_S3") or environment.read("AWS_ENDPOINT_URL")
+
+
+def _region(options: StoreOptions) -> str:
+    named = options.region or environment.read("AWS_REGION") or environment.read("AWS_DEFAULT_REGION")
+    return named or "us-east-1"
+
+
 def _make(uri: StoreUri, options: StoreOptions) -> Any:
     client: dict[str, Any] = {
         "connect_timeout": timedelta(seconds=options.connect_timeout),
@@ -220,13 +231,8 @@ def _make(uri: StoreUri, options: StoreOptions) -> Any:
         return GCSStore(uri.bucket, **common)
     if uri.scheme == "az":
         return AzureStore(uri.bucket, account_name=uri.account or "", **common)
-    endpoint = options.endpoint or environment.read("AWS_ENDPOINT_URL_S3") or environment.read("AWS_ENDPOINT_URL")
-    config: dict[str, Any] = {
-        "region": options.region
-        or environment.read("AWS_REGION")
-        or environment.read("AWS_DEFAULT_REGION")
-        or "us-east-1",
-    }
+    endpoint = _endpoint(options)
+    config: dict[str, Any] = {"region": _region(options)}
     if endpoint:
         config["endpoint"] = endpoint
         client["allow_http"] = endpoint.startswith("http://")
