@@ -24,6 +24,10 @@ class Entry(NamedTuple):
 
 
 COMMANDS: dict[str, Entry] = {
+    "up": Entry("up", "Local stack", "Bring up a local stack and ask it a first question."),
+    "status": Entry("status", "Local stack", "Show what runs, what it read and what it holds in memory."),
+    "logs": Entry("logs", "Local stack", "Show what the parts of the local stack wrote."),
+    "down": Entry("down", "Local stack", "Stop the local stack."),
     "init": Entry("init", "Configuration", "Write a commented onecopy.toml."),
     "config": Entry("config", "Configuration", "Show the configuration and where each value came from."),
     "gpu": Entry("gpu", "Plan", "Plan what fits on a GPU; list cards and instance types."),

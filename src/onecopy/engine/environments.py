@@ -92,6 +92,12 @@ def ensure_engine(report: Reporter, python: Path | None = None) -> Path:
     return ensure("engine", "the CPU engine (vLLM)", _lock("engine"), report) / "bin" / "python"
 
 
+def installed_engine() -> Path | None:
+    """The Python of the CPU engine, when it is installed already."""
+    folder = _folder("engine", _lock("engine"))[0]
+    return folder / "bin" / "python" if (folder / MARKER).exists() else None
+
+
 def ensure_tools(report: Reporter) -> Path:
     """The `bin` folder with the embedded store (`weed`), the router (`vllm-router`) and the Python of `sample.py`.
 
@@ -179,9 +185,7 @@ def _lock(name: str) -> str:
 
 def ensure(name: str, title: str, lock: str, report: Reporter) -> Path:
     """The folder of the environment that `lock` (a requirements text, every line pinned) describes, installed once."""
-    version = ".".join(platform.python_version_tuple()[:2])
-    key = hashlib.sha256(f"{lock}\0{version}\0{platform.machine()}".encode()).hexdigest()[:12]
-    folder = environments_dir() / f"{name}-{key}"
+    folder, key, version = _folder(name, lock)
     if (folder / MARKER).exists():
         report(Event(name, "skipped", f"{title} is installed"))
         return folder
@@ -196,6 +200,13 @@ def ensure(name: str, title: str, lock: str, report: Reporter) -> Path:
         (folder / MARKER).write_text(json.dumps({"lock": key, "python": version, "onecopy": onecopy.__version__}))
         report(Event(name, "done", f"installed {title}"))
     return folder
+
+
+def _folder(name: str, lock: str) -> tuple[Path, str, str]:
+    """Where the environment is, the key in its name, and the Python version in the key."""
+    version = ".".join(platform.python_version_tuple()[:2])
+    key = hashlib.sha256(f"{lock}\0{version}\0{platform.machine()}".encode()).hexdigest()[:12]
+    return environments_dir() / f"{name}-{key}", key, version
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ _DTYPE_BITS = {
     **{"F16": 16, "BF16": 16, "I16": 16, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8},
     **{"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "BOOL": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4},
 }
+_AGAIN = "download the file again; `sha256sum` against the hub's own digest tells whether it is whole"
 Header = Mapping[str, Mapping[str, Any]]
 
 
@@ -53,10 +54,12 @@ def inspect(source: Source, pool: Executor) -> WeightsInfo:
 def read_header(source: Source, file: SourceFile) -> Header:
     """A safetensors file's tensors: name → {dtype, shape, data_offsets}. Raises ModelError."""
     if file.size < 8:
-        raise ModelError(f"{file.path}: {file.size} bytes is no safetensors file")
+        raise ModelError(f"{file.path}: {file.size} bytes is no safetensors file", hint=_AGAIN)
     length = int.from_bytes(source.read(file, 0, 8), "little")
     if length > min(_HEADER_LIMIT, file.size - 8):
-        raise ModelError(f"{file.path}: torn or no safetensors file: a header of {length} bytes in {file.size}")
+        raise ModelError(
+            f"{file.path}: torn or no safetensors file: a header of {length} bytes in {file.size}", hint=_AGAIN
+        )
     try:
         header = json.loads(bytes(source.read(file, 8, 8 + length)))
         header.pop("__metadata__", None)
@@ -67,14 +70,18 @@ def read_header(source: Source, file: SourceFile) -> Header:
     at = 0
     for begin, end, name in spans:
         if begin != at or end < begin:
-            raise ModelError(f"{file.path}: tensor {name} is at bytes {begin}–{end}, where byte {at} was to follow")
+            raise ModelError(
+                f"{file.path}: tensor {name} is at bytes {begin}–{end}, where byte {at} was to follow", hint=_AGAIN
+            )
         if sizes[name] and (end - begin) * 8 != sizes[name]:
-            raise ModelError(f"{file.path}: tensor {name} has {end - begin} bytes, its shape says {sizes[name] // 8}")
+            raise ModelError(
+                f"{file.path}: tensor {name} has {end - begin} bytes, its shape says {sizes[name] // 8}", hint=_AGAIN
+            )
         at = end
     if 8 + length + at != file.size:
         raise ModelError(
             f"{file.path}: torn: its tensors end at byte {8 + length + at}, the file at {file.size}",
-            hint="download the file again",
+            hint=_AGAIN,
         )
     return cast(Header, header)
 

@@ -9,6 +9,7 @@ from onecopy.config.schema import StackConfig
 from onecopy.core.errors import ConfigError, EngineError, StackError
 from onecopy.engine import sample
 from onecopy.engine.architectures import check as check_architectures
+from onecopy.engine.environments import installed_engine
 from onecopy.registry.inspect import inspect
 from onecopy.registry.sources import open_source
 from onecopy.storage.objectstore import check_store, open_configured
@@ -33,8 +34,8 @@ def check(home: Home, config: StackConfig) -> None:
         raise EngineError(f"no such Python: {python}", hint="give the path of a Python that has vLLM")
     if "://" not in model.source and model.source != sample.SOURCE:
         size, architectures = _inspect(model.source)
-        if python is not None:
-            check_architectures(python, architectures)
+        if (engine := python or installed_engine()) is not None:
+            check_architectures(engine, architectures)
         place(
             home,
             checkpoint_bytes=size,
