@@ -31,6 +31,7 @@ COMMANDS: dict[str, Entry] = {
     "init": Entry("init", "Configuration", "Write a commented onecopy.toml."),
     "config": Entry("config", "Configuration", "Show the configuration and where each value came from."),
     "gpu": Entry("gpu", "Plan", "Plan what fits on a GPU; list cards and instance types."),
+    "cost": Entry("cost", "Plan", "What each kind of storage costs a month, GPUs that wait included."),
     "plan": Entry("plan", "Clusters", "Show what apply would change."),
     "apply": Entry("apply", "Clusters", "Show the plan, ask, and do it."),
     "outputs": Entry("outputs", "Clusters", "Print endpoints, namespace, store, models."),
