@@ -10,7 +10,12 @@ from onecopy.cli.output import table
 from onecopy.core.errors import UsageError
 from onecopy.core.units import parse_bytes
 
-command = typer.Typer(no_args_is_help=True, help="Plan what fits on a GPU, and list the cards that are known.")
+command = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Plan what fits on a GPU, and list the cards that are known.",
+)
 
 
 @command.command("plan")
