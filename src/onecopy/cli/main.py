@@ -30,6 +30,7 @@ COMMANDS: dict[str, Entry] = {
     "down": Entry("down", "Local stack", "Stop the local stack."),
     "init": Entry("init", "Configuration", "Write a commented onecopy.toml."),
     "config": Entry("config", "Configuration", "Show the configuration and where each value came from."),
+    "loadtest": Entry("loadtest", "Local stack", "Ask many questions at once, and show which replica served how many."),
     "gpu": Entry("gpu", "Plan", "Plan what fits on a GPU; list cards and instance types."),
     "cost": Entry("cost", "Plan", "What each kind of storage costs a month, GPUs that wait included."),
     "plan": Entry("plan", "Clusters", "Show what apply would change."),

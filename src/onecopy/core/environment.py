@@ -15,6 +15,7 @@ REGISTER: dict[str, str] = {
     "ONECOPY_DIE_WITH_PARENT": "Set by onecopy for its replicas: vLLM's engine process ends when its API server does.",
     "XDG_DATA_HOME": "Base of the default home.",
     "XDG_CACHE_HOME": "Base of the default environments folder.",
+    "ONECOPY_API_KEY": "Key of a protected endpoint, sent by `onecopy loadtest` as a bearer token.",
     "NO_COLOR": "Any value: no colour on the terminal.",
     "AWS_ENDPOINT_URL": "Endpoint of an S3-compatible store, and of AWS's APIs.",
     "AWS_ENDPOINT_URL_S3": "Endpoint of an S3-compatible store; goes before AWS_ENDPOINT_URL.",

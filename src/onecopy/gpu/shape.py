@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -295,8 +295,6 @@ def _stored_bytes(config: dict[str, Any], text: dict[str, Any], dtype: str) -> t
 
 def _with_parameters(shape: ModelShape, text: dict[str, Any], head_dim: int) -> ModelShape:
     """Counts the usual decoder's parameters: within a few per cent for dense and mixture models, norms left out."""
-    from dataclasses import replace
-
     kv = next((a for a in shape.attention if a.kind != "state"), None)
     hidden = shape.hidden
     if kv is not None and kv.kind == "mla":
