@@ -29,6 +29,10 @@ def command(
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Every formula, input and price with its source.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Rows as CSV.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write a page with sliders that computes the same.", show_default=False),
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -59,6 +63,11 @@ def command(
     rows = compute(given, price_list, cloud=cloud)
 
     out = options.output(json=json, quiet=quiet)
+    if html is not None:
+        from onecopy.cost import page
+
+        html.write_text(page.html(given, price_list, cloud=cloud))
+        out.talk(f"wrote {html}; open it in a browser, it needs no network")
     if csv:
         out.data(None, report.csv_text(rows))
         return

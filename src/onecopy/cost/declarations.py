@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class Input:
 class Storage:
     """One way to give weights to replicas. All texts but name, title and note are formulas.
 
-    load_seconds: from a replica's start to all bytes in the node's memory. terms: name → USD a month.
+    load_seconds: from a replica's start to all bytes in the node's memory. terms: name → USD a month. role: `disk` is a
+    cloud's disk a replica, what the others are held against; `own` is onecopy's default there.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Storage:
     provisioned_gb: str
     load_seconds: str
     terms: dict[str, str] = field(default_factory=dict[str, str])
+    role: Literal["disk", "own", "other"] = "other"
 
 
 def _input(
@@ -135,6 +138,7 @@ STORAGES: tuple[Storage, ...] = (
             "throughput": "replicas * max(0, ebs_mb_s - 125) * ebs_gp3_mb_s_month",
             "iops": "replicas * max(0, ebs_mb_s * 4 - 3000) * ebs_gp3_iops_month",
         },
+        role="disk",
     ),
     Storage(
         "ebs-gp3-fast", "aws", "EBS gp3, fast disks",
@@ -193,9 +197,10 @@ STORAGES: tuple[Storage, ...] = (
         "one model a node. Gateway endpoint.",
         "kept_gb", _FILL,
         {**_S3, "get_requests": "fills_per_month * requests * s3_get"},
+        role="own",
     ),
     Storage(
-        "s3-node-cache-nat", "aws", "The same, through a NAT gateway",
+        "s3-node-cache-nat", "aws", "S3, one fetch a node, through NAT",
         "What a missing S3 gateway endpoint costs: NAT by the GB, and the way to a gateway in another zone. The gateway's "
         "hours are not counted: a private cluster has one anyway.",
         "kept_gb", _FILL,
@@ -223,6 +228,7 @@ STORAGES: tuple[Storage, ...] = (
         "Throughput of a disk: 140 MB/s and 0.28 a GB.",
         "replicas * disk_gb", "model_mb / (140 + disk_gb * 0.28)",
         {"storage": "replicas * disk_gb * pd_balanced_gb_month"},
+        role="disk",
     ),
     Storage(
         "gcp-hyperdisk-ml", "gcp", "Hyperdisk ML, one volume a zone",
@@ -259,12 +265,14 @@ STORAGES: tuple[Storage, ...] = (
             "put_requests": "publishes_per_month * requests * gcs_class_a",
             "get_requests": "fills_per_month * requests * gcs_class_b",
         },
+        role="own",
     ),
     Storage(
         "azure-premium-ssd-v2", "azure", "Premium SSD v2, a disk a replica",
         "At its baseline of 125 MB/s.",
         "replicas * disk_gb", "model_mb / 125",
         {"storage": "replicas * disk_gb * premium_ssd_v2_gb_month"},
+        role="disk",
     ),
     Storage(
         "azure-files-premium", "azure", "Azure Files premium",
@@ -291,7 +299,16 @@ STORAGES: tuple[Storage, ...] = (
             "put_requests": "publishes_per_month * requests * azure_blob_write",
             "get_requests": "fills_per_month * requests * azure_blob_read",
         },
+        role="own",
     ),
 )  # fmt: skip
 
-CLOUDS = ("aws", "gcp", "azure")
+CLOUDS = {"aws": "AWS", "gcp": "Google Cloud", "azure": "Azure"}
+
+# what a term is paid for; the page has a colour for each
+GROUPS: dict[str, tuple[str, ...]] = {
+    "stored": ("storage",),
+    "throughput": ("throughput", "iops"),
+    "requests and traffic": ("get_requests", "put_requests", "reads", "writes", "nat_data", "cross_zone"),
+    "GPUs that wait": ("idle_gpu",),
+}

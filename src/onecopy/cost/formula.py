@@ -48,14 +48,18 @@ def evaluate(text: str, values: Values) -> Decimal:
 
 def substitute(text: str, values: Values) -> str:
     """The expression with its names replaced by their values, for people."""
-    tree = parse(text)
-    parts = sorted(
-        (node.col_offset, node.end_col_offset or 0, node.id)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Name) and node.id not in _CALLS
-    )
-    for start, end, name in reversed(parts):
-        text = f"{text[:start]}{plain(values[name])}{text[end:]}"
+    return _replace(text, lambda name: plain(values[name]))
+
+
+def javascript(text: str) -> str:
+    """The expression as JavaScript over an object `v`, for the page, whose policy forbids it to evaluate text."""
+    return _replace(text, lambda name: f"v.{name}")
+
+
+def _replace(text: str, by: Callable[[str], str]) -> str:
+    found = [n for n in ast.walk(parse(text)) if isinstance(n, ast.Name) and n.id not in _CALLS]
+    for node in sorted(found, key=lambda n: n.col_offset, reverse=True):
+        text = f"{text[: node.col_offset]}{by(node.id)}{text[node.end_col_offset :]}"
     return text
 
 

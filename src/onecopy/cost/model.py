@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
 from onecopy.core.errors import UsageError
-from onecopy.cost.declarations import CLOUDS, DERIVED, IDLE, INPUTS, STORAGES, Storage
+from onecopy.cost.declarations import DERIVED, IDLE, INPUTS, STORAGES, Storage
 from onecopy.cost.formula import cents, evaluate
 from onecopy.cost.prices import Prices, load_prices
 
 IDLE_TERM = "idle_gpu"
-ORDER = {cloud: place for place, cloud in enumerate(CLOUDS)}
 
 
 @dataclass(frozen=True, slots=True)
