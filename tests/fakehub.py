@@ -58,6 +58,7 @@ class Hub:
     repos: dict[str, Repo] = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
     requests: Counter[str] = field(default_factory=Counter)
+    sent: Counter[str] = field(default_factory=Counter)  # bytes of each file that the CDN has sent
     leaked: list[str] = field(default_factory=list)  # tokens that the CDN was shown
 
     def __post_init__(self) -> None:
@@ -267,9 +268,10 @@ class _CdnHandler(_Handler):
             self.wfile.flush()
             rate = hub.faults.cdn_bytes_per_second
             while start < end:
-                start += os.sendfile(
-                    self.connection.fileno(), file.fileno(), start, min(end - start, rate // 10 or 1 << 30)
-                )
+                count = min(end - start, rate // 10 or 1 << 30)
+                count = os.sendfile(self.connection.fileno(), file.fileno(), start, count)
+                start += count
+                hub.sent[path.name] += count
                 if rate:
                     time.sleep(0.1)
         return None

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
@@ -210,8 +209,6 @@ class _Run:
                 known, self._reader(source_file), self._reads, depth=READ_AHEAD, found=found.append
             )
             for data in ranges:
-                if create and found and self._appeared(key):
-                    raise _Appeared
                 size = memoryview(data).nbytes
                 with self._lock:
                     self.sent += size
@@ -229,20 +226,15 @@ class _Run:
                     counted(),
                     part_size=transfer.part_size(known.size),
                     concurrency=transfer.upload_concurrency(known.size),
+                    create=create,
                 )
-        except (_Appeared, PreconditionFailed):
+        except PreconditionFailed:
             # Another publisher has put the same file while we read it; its bytes were checked as ours were
             kept = self._keep(found[0], key, None)
             if kept is None:
                 raise IntegrityError(f"{known.path}: another file has been put in its place") from None
             return kept
         return transfer.entry(found[0], info.etag)
-
-    def _appeared(self, key: str) -> bool:
-        with suppress(ObjectMissing):
-            self._store.head(key)
-            return True
-        return False
 
     def _keep(self, known: Known, key: str, written: Manifest | None) -> FileEntry | None:
         """The entry of an object that is in the store already, or None when it is not what `known` says."""
@@ -327,7 +319,3 @@ class _Run:
                 wait(futures)
                 raise error
         return [future.result() for future in futures]
-
-
-class _Appeared(Exception):
-    """The object that was to be created is there now."""

@@ -122,4 +122,11 @@ def checked(
 
 
 def entry(known: Known, etag: str | None) -> FileEntry:
-    return FileEntry(path=known.path, size=known.size, sha256=known.sha256, etag=etag, range_xxh3=known.range_xxh3)
+    return FileEntry(
+        path=known.path,
+        size=known.size,
+        sha256=known.sha256,
+        etag=etag,
+        range_size=RANGE_SIZE,
+        range_xxh3=known.range_xxh3,
+    )

@@ -55,9 +55,13 @@ class Store(Protocol):
         """
         ...
 
-    def put_stream(self, key: str, chunks: Iterable[Buffer], *, part_size: int, concurrency: int = 4) -> ObjectInfo:
+    def put_stream(
+        self, key: str, chunks: Iterable[Buffer], *, part_size: int, concurrency: int = 4, create: bool = False
+    ) -> ObjectInfo:
         """A large object by multipart upload; holds at most `part_size × (concurrency + 1)` bytes. Visible when whole.
 
+        create: raises PreconditionFailed when the object is there. Strict in a folder; elsewhere it is looked for
+        just before the upload is completed, so of two at the same instant the later one replaces the other.
         An exception out of `chunks` aborts the upload and is raised again.
         """
         ...
