@@ -201,6 +201,8 @@ class OnecopyModelLoader(DefaultModelLoader):
                 with load.report.phase("pack"):
                     written = image.build(model, self._main_checkpoint(model_config), folder)
                 load.report.add_bytes("packed_written", written)
+                # the packer has read the whole checkpoint: without this its pages would stay mapped beside the image
+                self._main_checkpoint(model_config).release()
         return image.Image(folder, self._main_checkpoint(model_config))
 
     def _image_folder(self, folder: Path, model: nn.Module) -> Path:

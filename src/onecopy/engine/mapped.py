@@ -73,6 +73,10 @@ class MappedFile:
             self._map = mmap.mmap(file.fileno(), length, flags, mmap.PROT_READ | mmap.PROT_WRITE)
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
 
+    def release(self) -> None:
+        """Lets go of the pages that were read so far; they come back when they are used. What was written is lost."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
     def view(self, start: int, shape: Iterable[int], dtype: torch.dtype) -> torch.Tensor:
         """A tensor on the bytes from `start`; their alignment must suit dtype."""
         shape = tuple(shape)
@@ -108,6 +112,11 @@ class Checkpoint:
         self.headers = {path: read_header(path, wait) for path in sorted(files, key=_natural)}
         self._mapped: dict[Path, MappedFile] = {}
         self._starts: dict[bytes, list[tuple[Path, Entry]]] | None = None
+
+    def release(self) -> None:
+        """Lets go of all pages: see `MappedFile.release`."""
+        for mapped in self._mapped.values():
+            mapped.release()
 
     @property
     def bytes(self) -> int:

@@ -71,7 +71,7 @@ class Bringup:
         self.state.endpoint = self.router.endpoint
         with self.phase("engine_wait"):
             self.fleet = self._engine_ready(engine, cached, manifest)
-        self._remember()
+        self.remember()
         with self.phase("replicas"):
             self.router.wait_ready()
             self.fleet.start_all(self.router, self.stopping)
@@ -80,7 +80,7 @@ class Bringup:
         self.state.phases["total"] = round(time.time() - self._begun, 3)
         self.measure()
         self.state.state = "ready"
-        self._remember()
+        self.remember()
         self.report(Event("stack", "done", f"ready at {self.state.endpoint}"))
 
     def measure(self) -> None:
@@ -112,21 +112,23 @@ class Bringup:
         yield
         self.state.phases[name] = round(time.monotonic() - begun, 3)
         self.report(Event(name, "done", f"{self.state.phases[name]:.1f} s"))
-        self._remember()
+        self.remember()
 
-    def _remember(self) -> None:
-        """Writes the state, with every child's pid, so that the next command can clear up after a crash."""
+    def known_processes(self) -> list[tuple[str, int]]:
+        """(name, pid) of every child that lives."""
         known = [
             ("store", self.server.pid if self.server else None),
             ("router", self.router.pid if self.router else None),
+            *(self.fleet.known_processes() if self.fleet else ()),
         ]
-        if self.fleet is not None:
-            known += self.fleet.known_processes()
-            self.state.replicas = [member.status for member in self.fleet.members]
-        self.state.processes = [processes.record(name, pid) for name, pid in known if pid]
-        self.home.write_state(self.state)
+        return [(name, pid) for name, pid in known if pid]
 
-    remember = _remember
+    def remember(self) -> None:
+        """Writes the state, with every child's pid, so that the next command can clear up after a crash."""
+        if self.fleet is not None:
+            self.state.replicas = [member.status for member in self.fleet.members]
+        self.state.processes = [processes.record(name, pid) for name, pid in self.known_processes()]
+        self.home.write_state(self.state)
 
     def _prepare_engine(self) -> EngineProcess:
         begun = time.monotonic()
@@ -156,7 +158,7 @@ class Bringup:
             store = open_store("s3://onecopy/models", self.server.options)
         check_store(store)
         self.state.store = str(store.uri)
-        self._remember()
+        self.remember()
         return store
 
     def _publish(self, store: Store, tools: Path) -> Manifest:

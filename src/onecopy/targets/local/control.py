@@ -154,7 +154,7 @@ def _signal_and_wait(home: Home, state: State, report: Reporter) -> None:
     if processes.alive(state.supervisor):
         os.kill(state.supervisor.pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_TIMEOUT
-    while home.is_owned():
+    while home.is_owned() or processes.alive(state.supervisor):
         for event in events.read():
             report(event)
         if time.monotonic() > deadline:

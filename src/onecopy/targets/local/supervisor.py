@@ -32,6 +32,8 @@ def main() -> None:
     home = Home(Path(sys.argv[1]))
     with home.owned():
         Supervisor(home, StackConfig.model_validate_json(home.settings.read_text())).run("--foreground" in sys.argv)
+        sys.stderr.flush()
+        os._exit(0)  # a thread may still wait for an installer that was ended; the state is written
 
 
 class Supervisor:

@@ -75,7 +75,7 @@ class Watch:
         """Writes the state only when it changed: commands read it, and a quiet stack writes nothing."""
         states = [member.status.state for member in self.fleet.members]
         self.bringup.state.state = "ready" if all(state == "ready" for state in states) else "degraded"
-        now = self.bringup.state.model_dump_json() + str([member.status for member in self.fleet.members])
+        now = str([self.bringup.known_processes(), [member.status for member in self.fleet.members]])
         if now != self._last:
             self._last = now
             self.bringup.measure()
