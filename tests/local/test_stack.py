@@ -79,6 +79,13 @@ def test_status_logs_and_secrets(cli: Cli, up: Any) -> None:
     assert (cli.home / "state.json").stat().st_mode & 0o077 == 0
 
 
+def test_loadtest_shows_that_both_replicas_served(cli: Cli, up: Any) -> None:
+    report = cli.ok("loadtest", "--requests", "24", "--concurrency", "8", "--output-tokens", "8")
+    served = {share["name"]: share["served"] for share in report["replicas"]}
+    assert sum(served.values()) == 24
+    assert min(served.values()) >= 8, "round robin"
+
+
 def test_requests_survive_a_killed_replica(cli: Cli, up: Any) -> None:
     victim = cli.ok("status")["replicas"][1]
     begun = threading.Event()

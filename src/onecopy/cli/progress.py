@@ -119,5 +119,7 @@ def _live() -> Iterator[Reporter]:
                 text = rate.text(event)
             completed = 1 if event.state in ("done", "skipped") else 0
             progress.update(tasks[event.step], completed=completed, text=text)
+            if event.state == "started":  # a step of two parts, an installation and a start say, runs on
+                progress.start_task(tasks[event.step])
 
         yield report

@@ -69,8 +69,9 @@ class Bringup:
         )
         self.router.start()
         self.state.endpoint = self.router.endpoint
-        with self.phase("engine_wait"):
-            self.fleet = self._engine_ready(engine, cached, manifest)
+        begun = time.monotonic()
+        self.fleet = self._engine_ready(engine, cached, manifest)
+        self.state.phases["engine_wait"] = round(time.monotonic() - begun, 3)
         self.remember()
         with self.phase("replicas"):
             self.router.wait_ready()
@@ -133,6 +134,7 @@ class Bringup:
     def _prepare_engine(self) -> EngineProcess:
         begun = time.monotonic()
         engine = inspect_engine(ensure_engine(self.report, self.config.engine.python))
+        self.report(Event("engine", "started", f"importing vLLM {engine.vllm}"))
         process = EngineProcess(engine, self.home, fork=self.config.engine.fork_server, report=self.report)
         self._engine_process = process
         process.wait()
