@@ -175,7 +175,7 @@ class DevServer:
             ),
             *(f"-dir={self.data_dir}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={self.bucket}"),
             *("-admin.ui=false", f"-admin.port={ports[8]}", f"-admin.port.grpc={ports[9]}", "-webdav=false"),
-            *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
+            *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false", "-s3.autoCreateBucket=false"),
             *(f"-filer.localSocket={self._sockets}/filer", f"-s3.localSocket={self._sockets}/s3"),
             *flags,
         ]

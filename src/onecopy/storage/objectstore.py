@@ -264,7 +264,11 @@ def _make(uri: StoreUri, options: StoreOptions) -> Any:
     if uri.scheme == "gs":
         return GCSStore(uri.bucket, **common)
     if uri.scheme == "az":
-        return AzureStore(uri.bucket, account_name=uri.account or "", **common)
+        azure: dict[str, Any] = {"account_name": uri.account or ""}
+        if options.endpoint:
+            azure["endpoint"] = options.endpoint
+            client["allow_http"] = options.endpoint.startswith("http://")
+        return AzureStore(uri.bucket, **azure, **common)
     endpoint = _endpoint(options)
     config: dict[str, Any] = {"region": _region(options)}
     if endpoint:
@@ -276,43 +280,43 @@ def _make(uri: StoreUri, options: StoreOptions) -> Any:
     return S3Store(uri.bucket, **config, **common)
 
 
+_CREDENTIALS = {
+    **dict.fromkeys(("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthenticationFailed"), ""),
+    **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"), " (expired)"),
+    "RequestTimeTooSkewed": " (this machine's clock is wrong)",
+}
+_REGION_CODES = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
+_LIMIT_CODES = ("SlowDown", "TooManyRequests", "RequestLimitExceeded", "ServerBusy")
+_FULL_CODES = ("QuotaExceeded", "XMinioStorageFull", "InsufficientCapacity")
+
+
 def translate(error: Exception, action: str, uri: StoreUri, key: str) -> StoreError:
-    """obstore's error → ours. The order matters: the S3 code says more than the HTTP status."""
+    """obstore's error → ours. The order matters: a store's own error code says more than the HTTP status."""
     where = uri.child(key) if key else uri
     text = redact(str(error))
-    code = match[1] if (match := re.search(r"<Code>(\w+)</Code>", text)) else ""
-    status = (
-        int(match[1])
-        if (match := re.search(r"status(?: code)?:? (\d{3})|\b(\d{3}) [A-Z][a-z]+", text)) and match[1]
-        else 0
-    )
+    found = re.search(r"<Code>(\w+)</Code>", text)
+    code = found[1] if found else ""
+    found = re.search(r"status(?: code)?:? (\d{3})", text)
+    status = int(found[1]) if found else 0
+    if code in ("NoSuchBucket", "ContainerNotFound") or (
+        uri.scheme == "gs" and "bucket does not exist" in text.lower()
+    ):
+        return BucketMissing(f"no such bucket: {uri.bucket}", hint="create it, or name another with --store")
+    if code in _CREDENTIALS or "MissingCredentials" in text or isinstance(error, oe.UnauthenticatedError):
+        return CredentialsInvalid(
+            f"the store refused the credentials{_CREDENTIALS.get(code, '')} for {uri}: {code or 'unauthenticated'}",
+            hint="set the clock"
+            if code == "RequestTimeTooSkewed"
+            else "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the pod's identity",
+        )
+    if code in _REGION_CODES or "BareRedirect" in text or status == 301:
+        expecting = re.search(r"expecting '([\w-]+)'", text)
+        name = expecting[1] if expecting else "the bucket's region"
+        return WrongRegion(f"bucket {uri.bucket} is in another region", hint=f"set AWS_REGION to {name}")
+    if code in _FULL_CODES or "No space left" in text or "Disk quota exceeded" in text or status == 507:
+        return StoreFull(f"the store is full: {where}", hint="free space or raise the quota")
     if isinstance(error, oe.PreconditionError | oe.AlreadyExistsError | oe.NotModifiedError | FileExistsError):
         return PreconditionFailed(f"{where}: another version is there")
-    if (
-        code
-        in (
-            "InvalidAccessKeyId",
-            "SignatureDoesNotMatch",
-            "ExpiredToken",
-            "InvalidToken",
-            "ExpiredTokenException",
-            "TokenRefreshRequired",
-        )
-        or "MissingCredentials" in text
-        or isinstance(error, oe.UnauthenticatedError)
-    ):
-        expired = " (expired)" if "Expired" in code or "Refresh" in code else ""
-        return CredentialsInvalid(
-            f"the store refused the credentials{expired} for {uri}: {code or 'unauthenticated'}",
-            hint="check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the pod's identity",
-        )
-    if code == "NoSuchBucket" or (uri.scheme in ("gs", "az") and "bucket does not exist" in text.lower()):
-        return BucketMissing(f"no such bucket: {uri.bucket}", hint="create it, or name another with --store")
-    if (
-        code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
-        or status == 301
-    ):
-        return WrongRegion(f"bucket {uri.bucket} is in another region", hint="set AWS_REGION to the bucket's region")
     if isinstance(error, oe.NotFoundError | FileNotFoundError):
         return ObjectMissing(f"not in the store: {where}")
     if isinstance(error, oe.PermissionDeniedError | PermissionError) or code == "AccessDenied":
@@ -320,14 +324,8 @@ def translate(error: Exception, action: str, uri: StoreUri, key: str) -> StoreEr
             f"no permission to {action} {where}",
             hint="the identity needs it on this prefix; `onecopy doctor` prints the policy",
         )
-    if code in ("SlowDown", "TooManyRequests", "RequestLimitExceeded") or status in (429, 503):
+    if code in _LIMIT_CODES or status in (429, 503):
         return RateLimited(f"the store is limiting requests: {where} ({code or status})", hint="try again later")
-    if (
-        code in ("QuotaExceeded", "XMinioStorageFull", "InsufficientCapacity")
-        or "No space left" in text
-        or status == 507
-    ):
-        return StoreFull(f"the store is full: {where}", hint="free space or raise the quota")
     if re.search(
         r"error sending request|kind: (Connect|Timeout)|connection (refused|reset|closed)|operation timed out|dns error",
         text,
