@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,20 @@ def test_state_of_another_version(cli: Cli, model: Path) -> None:
     (cli.home / "state.json").write_text('{"format": 0}')
     assert "another version" in cli.refused("up", "--detach", "--port", "0", "--model", str(model))
     assert [path.name for path in cli.home.iterdir()] == ["state.json"]
+
+
+def test_a_cache_folder_that_is_too_small(cli: Cli, model: Path, tmp_path: Path) -> None:
+    """A real tmpfs of one page: the error comes at the start, with what is needed, and never as a SIGBUS."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", small], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        write_safetensors(model / "model.safetensors", {"w": (0, 1 << 20)}, 1 << 20)
+        message = refused(cli, model, env={"ONECOPY_CACHE_DIR": str(small)})
+        assert "node cache needs 2.1 MB" in message
+    finally:
+        subprocess.run(["umount", small], check=True)

@@ -119,8 +119,7 @@ def recover(home: Home, report: Reporter = silent) -> State | None:
     if state is None or home.is_owned() or state.state in ("stopped", "failed"):
         return state
     ended = processes.end(state.processes)
-    shutil.rmtree(home.shm_cache, ignore_errors=True)
-    shutil.rmtree(home.run, ignore_errors=True)
+    home.clear_volatile()
     found = ", ".join(process.name for process in ended) or "no process of it was left"
     report(Event("recover", "warning", f"the last stack ended without `onecopy down`; cleared up after it ({found})"))
     state = state.model_copy(update={"state": "stopped", "processes": [], "replicas": [], "supervisor": None})
@@ -139,8 +138,7 @@ def stop(home: Home, *, purge: bool = False, report: Reporter = silent) -> bool:
     ran = home.is_owned()
     if ran and state is not None and state.supervisor is not None:
         _signal_and_wait(home, state, report)
-    shutil.rmtree(home.shm_cache, ignore_errors=True)
-    shutil.rmtree(home.run, ignore_errors=True)
+    home.clear_volatile()
     if purge:
         _purge(home)
     return ran

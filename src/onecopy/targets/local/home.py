@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,6 +182,11 @@ class Home:
             yield
         finally:
             os.close(handle)
+
+    def clear_volatile(self) -> None:
+        """Removes shared memory and sockets: what must not outlive a stack."""
+        shutil.rmtree(self.shm_cache, ignore_errors=True)
+        shutil.rmtree(self.run, ignore_errors=True)
 
     def is_owned(self) -> bool:
         """True while a supervisor lives. Leaves nothing locked."""

@@ -78,6 +78,7 @@ class Supervisor:
         self.home.write_state(self.state)
         begun = time.monotonic()
         bringup.close()
+        self.home.clear_volatile()
         self.state.processes = []
         self.state.supervisor = None if failure is None else self.state.supervisor
         for replica in self.state.replicas:
