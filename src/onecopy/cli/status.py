@@ -1,18 +1,34 @@
 from __future__ import annotations
 
-from onecopy.cli import options
-from onecopy.core.errors import StackError
+import typer
+
+from onecopy.cli import options, stack
 
 
-def command(home: options.Home = None, json: options.Json = False) -> None:
-    """Show what runs, what it read from the store and how much memory the weights take. Exit 1 when nothing runs."""
+def command(
+    home: options.Home = None,
+    config: options.ConfigFile = None,
+    target: stack.TargetFlag = None,
+    json: options.Json = False,
+) -> None:
+    """Show what runs: every part's health, what was read from the store, where the weights are. Exit 1 when it is not up."""
+    out = options.output(json=json)
+    resolved = stack.resolved(config=config, target=target)
+    if resolved.config.target != "local":
+        if not stack.show_status(out, resolved):
+            raise typer.Exit(1)
+        return
+    _local(out, home)
+
+
+def _local(out: options.Output, home: options.Home) -> None:
     from onecopy.cli.progress import renderer
+    from onecopy.core.errors import StackError
     from onecopy.core.paths import default_home
     from onecopy.targets.local import control
     from onecopy.targets.local.home import Home
     from onecopy.targets.local.summary import as_text, live
 
-    out = options.output(json=json)
     place = Home(home.expanduser().resolve() if home else default_home())
     with renderer(out) as report:
         state = control.recover(place, report)
@@ -21,10 +37,4 @@ def command(home: options.Home = None, json: options.Json = False) -> None:
     state = live(state)
     out.data(state.model_dump(mode="json"), lambda: as_text(state))
     if state.state in ("stopped", "failed"):
-        raise typer_exit()
-
-
-def typer_exit() -> Exception:
-    import typer
-
-    return typer.Exit(1)
+        raise typer.Exit(1)
