@@ -6,7 +6,9 @@ import os
 import signal
 import stat
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,10 +21,12 @@ CPU = Engine(Path(sys.executable), VLLM_VERSION, cpu=True)
 
 
 @pytest.fixture(autouse=True)
-def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("ONECOPY_ENVIRONMENTS", str(tmp_path / "environments"))
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    scratch = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))  # short, or the server would go elsewhere
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    yield scratch
+    scratch.rmdir()  # fails when something is left
 
 
 def test_imports_that_fail_are_told_and_replicas_started_afresh(tmp_path: Path) -> None:
@@ -44,10 +48,9 @@ def test_imports_that_fail_are_told_and_replicas_started_afresh(tmp_path: Path) 
         assert replica.stop() == 1
     assert server.poll() == 0
     assert not socket.exists()
-    assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_a_killed_server_is_reported_and_its_folder_swept_by_the_next(tmp_path: Path) -> None:
+def test_a_killed_server_is_reported_and_its_folder_swept_by_the_next(tmp_path: Path, scratch: Path) -> None:
     spec = EngineSpec(CPU, tmp_path, "m")
     server = ForkServer.start(CPU.python, tmp_path / "s", tmp_path / "engine.log", preload=False)
     assert server.forks() == (False, "not asked to")
@@ -57,11 +60,11 @@ def test_a_killed_server_is_reported_and_its_folder_swept_by_the_next(tmp_path: 
     with pytest.raises(EngineError, match="fork server ended with -9"):
         server.spawn("replica-0", replica_argv(spec, 1), replica_env(spec), tmp_path / "replica-0.log")
     server.stop()
-    left = {path.name for path in (tmp_path / "tmp").iterdir()}
+    left = {path.name for path in scratch.iterdir()}
     assert len(left) == 1
     with ForkServer.start(CPU.python, tmp_path / "s", tmp_path / "engine.log", preload=False) as second:
         second.forks()
-        assert not left & {path.name for path in (tmp_path / "tmp").iterdir()}
+        assert not left & {path.name for path in scratch.iterdir()}
 
 
 def test_a_python_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ from onecopy.engine.lifetime import die_with_parent
 ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 OLD_ENTRY = "vllm.entrypoints.openai.api_server"
 _SCRATCH = "onecopy-engine-"
-"""Prefix of the scratch folder in the system's temporary folder. Short: vLLM puts Unix sockets in it (107 characters)."""
+"""Prefix of the scratch folder in the system's temporary folder."""
+_LONGEST_BASE = 40
+"""Characters. vLLM puts Unix sockets with a UUID for a name into the scratch folder, and the kernel takes 107 in all."""
 
 
 @dataclass(slots=True)
@@ -65,6 +67,7 @@ class Server:
         self._selector.register(0, selectors.EVENT_READ, self._parent_spoke)
         self._replicas: dict[int, _Replica] = {}
         self._running = True
+        self._spawned = 0
         self.why: str | None = "not asked to"
         self.seconds = 0.0
 
@@ -118,7 +121,9 @@ class Server:
                 _send(connection, {"forks": self.why is None, "why": self.why, "seconds": self.seconds})
 
     def _spawn(self, connection: socket.socket, request: dict[str, Any]) -> None:
-        scratch = Path(tempfile.mkdtemp(dir=self._scratch))
+        self._spawned += 1
+        scratch = self._scratch / str(self._spawned)
+        scratch.mkdir(mode=0o700)
         request["env"]["TMPDIR"] = str(scratch)
         parent = os.getpid()
         sys.stdout.flush()
@@ -198,7 +203,9 @@ def _serve(argv: list[str]) -> int:
 
     tempfile.tempdir = None
     random.seed()
+    # read from the environment when torch was imported, which was the server's
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch._dynamo.config.disable = os.environ.get("TORCHDYNAMO_DISABLE") == "1"
 
     def fork_context() -> Any:
         # vLLM insists on spawn for a CPU, which would import everything again
@@ -264,6 +271,8 @@ def entry_module() -> str:
 def _scratch_folder() -> tuple[Path, int]:
     """A folder of our own, and the lock that says it is in use; folders of servers that were killed are removed."""
     base = Path(tempfile.gettempdir())
+    if len(str(base)) > _LONGEST_BASE:
+        base = Path("/tmp")  # noqa: S108 - the folder made in it is our own, and nobody else's to enter
     for old in base.glob(f"{_SCRATCH}*/lock"):
         with suppress(OSError):
             if old.stat().st_uid == os.geteuid():

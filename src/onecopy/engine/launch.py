@@ -35,6 +35,7 @@ CPU_MAX_SEQS = 32
 _EXECUTOR_ARGS = re.compile(
     r"--(tensor-parallel-size|pipeline-parallel-size|distributed-executor-backend)\b|-tp\b|-pp\b"
 )
+_COMPILE_ARGS = re.compile(r"--(no-enforce-eager|compilation-config)\b|-O|-cc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,9 @@ def replica_env(spec: EngineSpec, **changes: str) -> dict[str, str]:
         cores = max(1, len(os.sched_getaffinity(0)) // spec.replicas)
         # left to the scheduler: vLLM's own binding puts every replica's first thread on core 0
         settings |= {"OMP_NUM_THREADS": str(cores), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        if not any(_COMPILE_ARGS.match(argument) for argument in spec.engine_args):
+            # even an eager vLLM compiles a helper at the first request for log probabilities: 12 s for nothing
+            settings["TORCHDYNAMO_DISABLE"] = "1"
     return engine_env(**settings, **changes)
 
 
@@ -273,12 +277,13 @@ _CAUSES = (
         "this vLLM does not serve that architecture",
     ),
     (
-        r"KV cache is needed.*|.*larger than the available KV cache memory.*",
+        r"No available memory for the cache blocks|KV cache is needed.*|.*larger than the available KV cache memory.*",
         "raise kv_cache_bytes or lower max_model_len",
     ),
     (r"address already in use", "another program listens there: choose another port"),
     (r"No space left on device", "free memory (/dev/shm) or disk"),
     (r"Cannot allocate memory|DefaultCPUAllocator: can't allocate", "use fewer replicas, a smaller model or KV cache"),
+    (r"(?<=onecopy\.core\.errors\.)\w+: .+", None),
     (r"model-loader-extra-config: .*", None),
     (r"unrecognized arguments: .*", "see engine_args"),
 )
@@ -297,7 +302,9 @@ def _last_words(log: Path) -> str:
     """The last line that names an exception (vLLM wraps the cause in several others), else the last line."""
     text = _tail(log)
     errors = re.findall(
-        r"^(?:\([^)]*\) )?(?:[A-Z]+ [\d-]+ [\d:]+ \[[^\]]*\] )?(\w*(?:Error|Exception): .+)$", text, re.MULTILINE
+        r"^(?:\([^)]*\) )?(?:[A-Z]+ [\d-]+ [\d:]+ \[[^\]]*\] )?((?:[a-z_]\w*\.)+[A-Z]\w*: .+|\w*(?:Error|Exception): .+)$",
+        text,
+        re.MULTILINE,
     )
     causes = [line for line in errors if "Engine core initialization failed" not in line]
     lines = causes or errors or [line.strip() for line in text.splitlines() if line.strip()]

@@ -6,7 +6,8 @@ weights are held on a CPU, best first; each falls back to the next, said once in
           and a cache folder that can be written)
   views   parameters point into the checkpoint's own pages where the bytes are the same; the rest stays private
   copy    as vLLM does it: quantised models, online quantisation, anything that is not plainly the two above
-On other devices tensors are handed to vLLM's own loading. `--model-loader-extra-config` takes the keys of `Settings`.
+On other devices tensors are handed to vLLM's own loading. A folder without weights sends us to the store that
+`--model-loader-extra-config` names (keys: `Settings`); with neither, vLLM's default loading has the last word.
 """
 # pyright: basic, reportMissingImports=false
 
@@ -31,7 +32,7 @@ from vllm.model_executor.layers import utils as layer_utils
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.platforms import current_platform
 
-from onecopy.engine import image
+from onecopy.engine import image, remote
 from onecopy.engine.load_report import LoadReport
 from onecopy.engine.mapped import Checkpoint, UnknownDtype
 
@@ -53,6 +54,14 @@ class Settings:
     """Folder of the packed images; by default `.packed` beside the revision."""
     wait: float = 600.0
     """Longest wait for another replica that packs, in seconds."""
+    store: str | None = None
+    """Where the weights are when --model holds none: s3://bucket/prefix, gs://…, az://…; credentials by environment."""
+    name: str | None = None
+    """The model's name in that store."""
+    revision: str | None = None
+    """Its revision: an id, never a ref, so that what runs cannot change."""
+    cache: str | None = None
+    """Node cache to fill and map; without one, each replica keeps a private copy."""
 
     @classmethod
     def parse(cls, extra: Any) -> Settings:
@@ -86,23 +95,52 @@ class OnecopyModelLoader(DefaultModelLoader):
 
     def __init__(self, load_config: LoadConfig) -> None:
         self.settings = Settings.parse(load_config.model_loader_extra_config)
-        super().__init__(replace(load_config, load_format="safetensors", model_loader_extra_config={}))
+        # hf: safetensors where there are some, else what else vLLM can read
+        super().__init__(replace(load_config, load_format="hf", model_loader_extra_config={}))
         self._load: _Load | None = None
 
     def load_model(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = "") -> nn.Module:
-        folder = Path(model_config.model)
-        share, why = self._sharing(folder, vllm_config, model_config)
-        if why:
-            logger.info("onecopy: weights held as %s: %s", share, why)
-        self._load = load = _Load(folder, share, LoadReport(model=str(folder), sharing=share))
-        with load.report.phase("total"), self._dispatch(load):
-            model = super().load_model(vllm_config, model_config, prefix)
-        load.report.finish(logger.info)
-        self._load = None
+        report = LoadReport(model=model_config.model, sharing="copy")
+        with report.phase("total"), self._weights_folder(Path(model_config.model), report) as folder:
+            report.sharing, why = self._sharing(folder, vllm_config, model_config)
+            if why:
+                logger.info("onecopy: weights held as %s: %s", report.sharing, why)
+            self._load = load = _Load(folder, report.sharing, report)
+            try:
+                with self._dispatch(load):
+                    model = super().load_model(vllm_config, model_config, prefix)
+            finally:
+                self._load = None
+        report.finish(logger.info)
         return model
+
+    def download_model(self, model_config: ModelConfig) -> None:
+        if not self.settings.store:
+            super().download_model(model_config)
+
+    @contextmanager
+    def _weights_folder(self, folder: Path, report: LoadReport) -> Iterator[Path]:
+        """The folder that has the weights: --model's, the node cache's, or a private copy's while the model loads."""
+        settings = self.settings
+        if any(folder.glob("*.safetensors")) or not settings.store:
+            yield folder
+            return
+        assert settings.name
+        assert settings.revision
+        with ExitStack() as kept:
+            with report.phase("fetch"):
+                store, manifest = remote.open_revision(settings.store, settings.name, settings.revision)
+                if settings.cache:
+                    folder, fetched = remote.fill_cache(store, manifest, Path(settings.cache))
+                else:
+                    logger.info("onecopy: no weights in %s and no node cache: a private copy from the store", folder)
+                    folder, fetched = kept.enter_context(remote.private_copy(store, manifest))
+            report.add_bytes("store", fetched)
+            yield folder
 
     def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
         load = self._load
+        self.counter_before_loading_weights = time.perf_counter()
         if load is None or load.share == "copy":
             super().load_weights(model, model_config)
         elif load.share == "packed":
@@ -112,6 +150,9 @@ class OnecopyModelLoader(DefaultModelLoader):
 
     def _get_weights_iterator(self, source: DefaultModelLoader.Source) -> Iterator[tuple[str, torch.Tensor]]:
         """Tensors as views on the mapped files, in file order. What only vLLM's reader filters is left to it."""
+        load = self._load
+        if load is not None and source.model_or_path == load.report.model:
+            source = replace(source, model_or_path=str(load.folder))
         own = (
             self.local_expert_ids is None
             and self._encoder_only_lm_prefixes is None
@@ -147,7 +188,8 @@ class OnecopyModelLoader(DefaultModelLoader):
         return load.checkpoint
 
     def _main_checkpoint(self, model_config: ModelConfig) -> Checkpoint:
-        _, names, _, _ = self._prepare_weights(model_config.model, None, model_config.revision, False, None)
+        folder = str(self._load.folder) if self._load else model_config.model
+        _, names, _, _ = self._prepare_weights(folder, None, model_config.revision, False, None)
         return self._checkpoint([Path(name) for name in names])
 
     def _sharing(self, folder: Path, vllm_config: VllmConfig, model_config: ModelConfig) -> tuple[str, str]:
