@@ -13,6 +13,7 @@ from onecopy.cli import main as cli
 from onecopy.config.resolve import environment_names, fields
 from onecopy.config.schema import StackConfig
 from onecopy.core.environment import REGISTER
+from onecopy.core.metrics import METRICS
 
 FOLDER = Path(__file__).parent / "reference"
 NOTE = "<!-- made by docs/generate.py: do not edit -->\n\n"
@@ -62,7 +63,21 @@ def _walk(command: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _walk(command.get_command(None, name), f"{path} {name}")
 
 
-PAGES = {"configuration.md": configuration, "environment.md": environment, "commands.md": commands}
+def metrics() -> str:
+    rows = [
+        f"| `{m.name}` | {m.kind} | {m.unit} | {', '.join(f'`{label}`' for label in m.labels)} | {m.help} |"
+        for m in METRICS
+    ]
+    return NOTE + "\n".join(["# Metrics", "", "Under `/metrics` of `onecopy ui`. vLLM's own are not listed here.", "",
+                             "| name | kind | unit | labels | meaning |", "|---|---|---|---|---|", *rows]) + "\n"  # fmt: skip
+
+
+PAGES = {
+    "configuration.md": configuration,
+    "environment.md": environment,
+    "commands.md": commands,
+    "metrics.md": metrics,
+}
 
 
 def stale() -> list[str]:

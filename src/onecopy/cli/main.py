@@ -26,6 +26,7 @@ class Entry(NamedTuple):
 COMMANDS: dict[str, Entry] = {
     "up": Entry("up", "Local stack", "Bring up a local stack and ask it a first question."),
     "status": Entry("status", "Local stack", "Show what runs, what it read and what it holds in memory."),
+    "ui": Entry("ui", "Local stack", "Watch the local stack in the browser; metrics for Prometheus."),
     "logs": Entry("logs", "Local stack", "Show what the parts of the local stack wrote."),
     "down": Entry("down", "Local stack", "Stop the local stack."),
     "init": Entry("init", "Configuration", "Write a commented onecopy.toml."),

@@ -1,0 +1,56 @@
+"""Every metric that onecopy exports, declared once. Exposition, dashboards, alerts and docs are checked against this list.
+
+Names follow Prometheus: base units (bytes, seconds, ratio), `_total` for counters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A counter's name ends in `_total`."""
+
+    name: str
+    kind: Literal["gauge", "counter"]
+    unit: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+def _gauge(name: str, unit: str, text: str, *labels: str) -> Metric:
+    return Metric(name, "gauge", unit, text, labels)
+
+
+def _counter(name: str, unit: str, text: str, *labels: str) -> Metric:
+    return Metric(name, "counter", unit, text, labels)
+
+
+STACK_UP = _gauge("onecopy_stack_up", "1", "1 while the stack is in this state.", "state")
+PHASE_SECONDS = _gauge("onecopy_phase_seconds", "seconds", "How long each phase of the start took; `total` is to the first answer.", "phase")  # fmt: skip
+
+CHECKPOINT_BYTES = _gauge("onecopy_checkpoint_bytes", "bytes", "Size of the revision that is served.", "model", "revision")  # fmt: skip
+STORE_READ_BYTES = _counter("onecopy_store_read_bytes_total", "bytes", "Read from the store to fill the node cache.", "model")  # fmt: skip
+PRIVATE_COPIES_BYTES = _gauge("onecopy_private_copies_bytes", "bytes", "What as many replicas would read if each fetched for itself.", "model")  # fmt: skip
+AMPLIFICATION = _gauge("onecopy_read_amplification_ratio", "ratio", "Bytes read from the store by the checkpoint's size: 1 is one fetch a node, 0 a warm cache.", "model")  # fmt: skip
+WEIGHT_MEMORY_BYTES = _gauge("onecopy_weight_memory_bytes", "bytes", "Weights in the memory of all replicas together; a shared page counts once.", "model")  # fmt: skip
+STEP_BYTES = _gauge("onecopy_step_bytes", "bytes", "Bytes that a step (publish, fill) has moved.", "step")
+STEP_TOTAL_BYTES = _gauge("onecopy_step_total_bytes", "bytes", "Bytes that the step has to move in all.", "step")
+FILL_FAILURES = _counter("onecopy_fill_failures_total", "1", "Fills of the node cache that failed.")
+
+CACHE_USED_BYTES = _gauge("onecopy_cache_used_bytes", "bytes", "Held by the node cache.")
+CACHE_FREE_BYTES = _gauge("onecopy_cache_free_bytes", "bytes", "Free on the file system under the node cache.")
+CACHE_SIZE_BYTES = _gauge("onecopy_cache_size_bytes", "bytes", "Size of the file system under the node cache.")
+
+REPLICA_READY = _gauge("onecopy_replica_ready", "1", "1 when the replica answers, else 0.", "replica")
+REPLICA_READY_SECONDS = _gauge("onecopy_replica_ready_seconds", "seconds", "From a replica's start to its first healthy answer.", "replica")  # fmt: skip
+REPLICA_RESTARTS = _counter("onecopy_replica_restarts_total", "1", "How often the replica was started again.", "replica")  # fmt: skip
+LOAD_SECONDS = _gauge("onecopy_load_seconds", "seconds", "The replica's last load of the weights, by phase.", "replica", "phase")  # fmt: skip
+LOAD_BYTES = _gauge("onecopy_load_bytes", "bytes", "Bytes of that load, by where they came from.", "replica", "source")
+
+STORAGE_USD = _gauge("onecopy_storage_usd_month", "USD", "Storage at AWS list prices: `disk` a gp3 disk a replica, `own` one copy in S3. Starts are not in it.", "kind")  # fmt: skip
+
+METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}
