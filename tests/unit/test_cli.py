@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+from onecopy.cli.main import COMMANDS
+
 HEAVY = {
     "torch",
     "vllm",
@@ -44,7 +46,23 @@ def test_version_as_json() -> None:
     assert json.loads(result.stdout)["version"]
 
 
-def test_unknown_command_is_a_usage_error() -> None:
-    result = run("nonsense")
+def test_unknown_command_is_a_usage_error_that_names_the_nearest() -> None:
+    result = run("staus")
     assert result.returncode == 2
-    assert "nonsense" in result.stderr
+    assert "'status'" in result.stderr
+
+
+def test_every_command_has_help() -> None:
+    for name in COMMANDS:
+        result = run(name, "--help")
+        assert result.returncode == 0, result.stderr
+        assert f"Usage: onecopy {name}" in result.stdout
+
+
+def test_errors_as_json() -> None:
+    result = run("config", "show", "--json", "--config", "/nowhere/onecopy.toml")
+    assert result.returncode == 1
+    error = json.loads(result.stderr)["error"]
+    assert error["type"] == "ConfigError"
+    assert "/nowhere/onecopy.toml" in error["message"]
+    assert error["hint"]

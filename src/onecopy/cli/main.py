@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 import typer
 import typer.core
@@ -47,6 +47,11 @@ COMMANDS: dict[str, Entry] = {
 class LazyGroup(typer.core.TyperGroup):
     """Lists the commands from the table and imports one only to run it (or to complete its options)."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        # only the names are asked for, when a mistyped command looks for its neighbours
+        self.commands = dict.fromkeys(COMMANDS, cast(Any, None))
+
     def list_commands(self, ctx: Any) -> list[str]:
         del ctx
         return list(COMMANDS)
@@ -85,13 +90,26 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from onecopy import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback()
-def root() -> None:
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """One copy of the weights, every replica.
 
     Keeps LLM weights once in object storage, fetches them once a node, and lets every vLLM replica share them.
     Start with `onecopy up`.
     """
+    del version
 
 
 def main() -> None:
