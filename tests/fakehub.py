@@ -168,8 +168,9 @@ class _HubHandler(_Handler):
         if hub.take("hub_500"):
             return self.answer(500, b"oops")
         api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", url.path)
+        tree = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", url.path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", url.path)
-        match = api or file
+        match = api or tree or file
         if match is None:
             return self.refuse(404, "NotFound", "no such page")
         name, revision = match[1], unquote(match[2] or "main")
@@ -181,11 +182,24 @@ class _HubHandler(_Handler):
             return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         if api:
             return self.listing(name, repo)
+        if tree:
+            return self.tree(repo)
         if repo.gated and token != hub.accepted:
             return self.refuse(403 if token else 401, "GatedRepo", "Access to this model is restricted")
         return self.resolve(repo, unquote(match[3]))
 
     do_HEAD = do_GET
+
+    def tree(self, repo: Repo) -> None:
+        entries: list[dict[str, Any]] = []
+        for path in sorted(p for p in repo.folder.rglob("*") if p.is_file()):
+            sha256, blob = self.server.hub.digests(path)
+            size = path.stat().st_size
+            entry = {"type": "file", "path": path.relative_to(repo.folder).as_posix(), "size": size, "oid": blob}
+            if size >= LFS_FROM:
+                entry["lfs"] = {"oid": sha256, "size": size, "pointerSize": 134}
+            entries.append(entry)
+        self.answer(200, json.dumps(entries).encode(), Content_Type="application/json")
 
     def listing(self, name: str, repo: Repo) -> None:
         siblings: list[dict[str, Any]] = []

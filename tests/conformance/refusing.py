@@ -8,11 +8,17 @@ from typing import Any, Self
 
 
 class Refusing:
+    """headers: of the last request."""
+
     def __init__(self, status: int, body: str) -> None:
+        self.headers: dict[str, str] = {}
+        server = self
+
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def answer(self) -> None:
+                server.headers = {name.lower(): value for name, value in self.headers.items()}
                 self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 self.send_response(status)
                 self.send_header("Content-Type", "application/xml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import tempfile
@@ -166,6 +167,36 @@ def test_answers_of_aws(status: int, code: str, text: str, kind: type[StoreError
             with pytest.raises(kind) as caught:
                 call(open_store("s3://models/x", options))
             assert word in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_keys_from_a_profile(s3_server: DevServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = s3_server.options.secret_access_key
+    assert secret is not None
+    (tmp_path / "credentials").write_text(
+        f"[good]\naws_access_key_id={s3_server.options.access_key_id}\naws_secret_access_key={secret.reveal()}\n"
+        "[bad]\naws_access_key_id=nobody\naws_secret_access_key=nothing\n"
+    )
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    options = StoreOptions(s3_server.endpoint, retries=0)
+    monkeypatch.setenv("AWS_PROFILE", "good")
+    open_store(s3_server.uri, options).put("by-profile", b"x")
+    monkeypatch.setenv("AWS_PROFILE", "bad")
+    with pytest.raises(CredentialsInvalid):
+        check_store(open_store(s3_server.uri, options))
+    monkeypatch.setenv("AWS_PROFILE", "absent")
+    with pytest.raises(CredentialsInvalid, match="absent"):
+        open_store(s3_server.uri, options)
+
+
+def test_every_part_carries_its_digest() -> None:
+    with Refusing(403, XML.format("AccessDenied", "no")) as server:
+        store = open_store("s3://models/x", StoreOptions(server.endpoint, "us-east-1", "a", Secret("b"), retries=0))
+        with pytest.raises(PermissionDenied):
+            store.put("k", b"bytes")
+    assert server.headers["x-amz-content-sha256"] == hashlib.sha256(b"bytes").hexdigest()
 
 
 def test_a_full_disk() -> None:

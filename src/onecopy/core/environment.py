@@ -21,6 +21,10 @@ REGISTER: dict[str, str] = {
     "AWS_ENDPOINT_URL_S3": "Endpoint of an S3-compatible store; goes before AWS_ENDPOINT_URL.",
     "AWS_REGION": "Region of the store.",
     "AWS_DEFAULT_REGION": "Region of the store, when AWS_REGION is not set.",
+    "AWS_ACCESS_KEY_ID": "Key of the store; goes before profiles.",
+    "AWS_PROFILE": "Profile of the AWS configuration files to use for the store (needs `onecopy[aws]`).",
+    "AWS_SHARED_CREDENTIALS_FILE": "AWS credentials file (default: ~/.aws/credentials).",
+    "AWS_CONFIG_FILE": "AWS configuration file (default: ~/.aws/config).",
     "HF_TOKEN": "Token for gated and private models on the hub.",
     "HF_TOKEN_PATH": "File that holds the hub token.",
 }

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import importlib
+import importlib.util
 import os
 import re
 import secrets
@@ -277,7 +279,37 @@ def _make(uri: StoreUri, options: StoreOptions) -> Any:
     if options.access_key_id and options.secret_access_key:
         config["access_key_id"] = options.access_key_id
         config["secret_access_key"] = options.secret_access_key.reveal()
+    elif _has_profile():
+        common["credential_provider"] = _profile_credentials()
     return S3Store(uri.bucket, **config, **common)
+
+
+def _has_profile() -> bool:
+    """obstore reads the environment and the machine's identity, but not AWS's files; boto3 does."""
+    if environment.read("AWS_PROFILE"):
+        return True
+    files = (("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"), ("AWS_CONFIG_FILE", "~/.aws/config"))
+    there = any(Path(environment.read(name) or default).expanduser().is_file() for name, default in files)
+    return there and not environment.read("AWS_ACCESS_KEY_ID") and importlib.util.find_spec("boto3") is not None
+
+
+def _profile_credentials() -> Any:
+    """Keys as boto3 finds them, asked for again every five minutes: boto3 renews those that expire."""
+    try:
+        boto3: Any = importlib.import_module("boto3")
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError as error:
+        raise CredentialsInvalid(
+            "AWS_PROFILE is set, and reading AWS's files takes boto3", hint="`pip install 'onecopy[aws]'`"
+        ) from error
+    try:
+        return Boto3CredentialProvider(boto3.Session(), ttl=timedelta(minutes=5))
+    except ValueError:  # files, but no keys in them: the machine's identity may still do
+        return None
+    except Exception as error:  # botocore's own: no such profile, an expired SSO session, a broken file
+        raise CredentialsInvalid(
+            f"AWS's files give no keys: {redact(str(error))}", hint="`aws sso login`, or AWS_PROFILE"
+        ) from error
 
 
 _CREDENTIALS = {
