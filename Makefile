@@ -33,8 +33,12 @@ $(VENV)/ready: requirements-dev.lock pyproject.toml
 docs: $(VENV)/ready  ## write docs/reference/ from the code
 	$(BIN)/python docs/generate.py
 
+PIN := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
+
 lock:  ## pin again from pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --group dev --all-extras pyproject.toml -o requirements-dev.lock --no-header --python-version 3.11
+	$(PIN) --group dev --all-extras pyproject.toml -o requirements-dev.lock
+	$(PIN) pyproject.toml -o images/onecopy.txt
+	echo 'hatchling>=1.27' | $(PIN) - -o images/build.txt
 
 clean:
 	rm -rf $(VENV)

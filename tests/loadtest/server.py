@@ -26,6 +26,8 @@ class Behaviour:
     fault: str | None = None
     every: int = 0
     context: int = 4096
+    models_fail: int = 0
+    """How many of the first questions for the models meet a 500."""
     seen: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
 
@@ -102,7 +104,10 @@ def _handler(stack: Stack, index: int | None) -> type[BaseHTTPRequestHandler]:
         def log_message(self, *_: Any) -> None: ...
 
         def do_GET(self) -> None:
-            if self.path == "/v1/models":
+            if self.path == "/v1/models" and stack.behaviour.models_fail > 0:
+                stack.behaviour.models_fail -= 1
+                self.reply(500, "Request failed: error sending request")
+            elif self.path == "/v1/models":
                 model = {"id": "tiny", "object": "model", "owned_by": "vllm", "max_model_len": stack.behaviour.context}
                 self.reply(200, json.dumps({"object": "list", "data": [model]}), "application/json")
             elif self.path == "/metrics" and index is not None:

@@ -103,6 +103,11 @@ def test_a_restart_during_the_run_is_noticed() -> None:
     assert report.replicas[1]["served"] == 5
 
 
+def test_a_router_that_meets_a_dead_replica_first_is_asked_again() -> None:
+    with serve(Behaviour(models_fail=2)) as stack:
+        assert run(plan(stack, requests=2)).ok == 2
+
+
 def test_multi_round_sends_the_answers_back() -> None:
     with serve() as stack:
         report = run(plan(stack, requests=6, workload=Workload("multi-round", output_tokens=5, rounds=3)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import httpx2
 from onecopy.core.errors import EngineError, UsageError
 from onecopy.core.redact import Secret, redact
 
+DISCOVER_SECONDS = 5.0
 LONGEST_ERROR = 200
 """Characters of a server's complaint that are kept."""
 
@@ -81,13 +83,21 @@ def new_client(timeout: float, key: Secret | None) -> httpx2.AsyncClient:
 
 
 async def discover(client: httpx2.AsyncClient, base: str, model: str | None) -> Served:
-    """Asks /v1/models. Raises EngineError when nothing answers, UsageError for a model that is not served."""
-    try:
-        answer = await client.get(f"{base}/v1/models")
-    except httpx2.HTTPError as error:
-        raise EngineError(
-            f"no answer from {base}: {type(error).__name__}: {error}", hint="is the stack up? `onecopy status` says"
-        ) from error
+    """Asks /v1/models. Raises EngineError when nothing answers, UsageError for a model that is not served.
+
+    A router passes this to any replica, also to one that died this moment, so a 5xx is asked again for a while.
+    """
+    deadline = time.monotonic() + DISCOVER_SECONDS
+    while True:
+        try:
+            answer = await client.get(f"{base}/v1/models")
+        except httpx2.HTTPError as error:
+            raise EngineError(
+                f"no answer from {base}: {type(error).__name__}: {error}", hint="is the stack up? `onecopy status` says"
+            ) from error
+        if answer.status_code < 500 or time.monotonic() > deadline:
+            break
+        await asyncio.sleep(0.5)
     if answer.status_code != 200:
         raise EngineError(
             f"{base}/v1/models answered {answer.status_code}: {_short(answer.text)}",
