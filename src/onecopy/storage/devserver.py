@@ -53,7 +53,8 @@ class DevServer:
 
     port: of the S3 endpoint; 0 takes a free one. log: the server's output (default: `data_dir`/server.log).
     access_key, secret_key: made up when not given. They must be the ones the folder was first started with.
-    binary: `weed` of the environment that runs this, else from PATH.
+    binary: `weed` of the environment that runs this, else from PATH. metrics: its own, on `metrics_port`, in
+    Prometheus' text form (the bytes that S3 clients were sent are among them).
     """
 
     def __init__(
@@ -66,9 +67,11 @@ class DevServer:
         secret_key: Secret | str | None = None,
         bucket: str = "models",
         binary: Path | None = None,
+        metrics: bool = False,
     ) -> None:
         self.data_dir, self.log, self.bucket = data_dir, log or data_dir / "server.log", bucket
-        self._binary, self._wanted_port = binary, port
+        self._binary, self._wanted_port, self._metrics = binary, port, metrics
+        self.metrics_port = 0
         self._access = access_key or secrets.token_hex(10)
         secret = secret_key or secrets.token_hex(20)
         self._secret = secret if isinstance(secret, Secret) else Secret(secret)
@@ -152,7 +155,7 @@ class DevServer:
         (self.data_dir / "mini.options").unlink(missing_ok=True)
         self._sockets = Path(tempfile.mkdtemp(prefix="onecopy-s3-"))  # short: a socket's path holds 107 bytes
         with ExitStack() as held:
-            ports = [_free_port(held) for _ in range(10)]
+            ports = [_free_port(held) for _ in range(11)]
         if self._wanted_port:
             ports[0] = self._wanted_port
         self.port = ports[0]
@@ -179,6 +182,9 @@ class DevServer:
             *(f"-filer.localSocket={self._sockets}/filer", f"-s3.localSocket={self._sockets}/s3"),
             *flags,
         ]
+        if self._metrics:
+            self.metrics_port = ports[10]
+            argv += [f"-metricsPort={self.metrics_port}", "-metricsIp=127.0.0.1"]
         env = environment.child(
             AWS_ACCESS_KEY_ID=self._access,
             AWS_SECRET_ACCESS_KEY=self._secret.reveal(),
