@@ -40,6 +40,7 @@ COMMANDS: dict[str, Entry] = {
     "destroy": Entry("destroy", "Clusters", "Remove all that the stack made; the store stays."),
     "render": Entry("render", "Clusters", "Write what apply would send as files, for GitOps."),
     "model": Entry("model", "Registry", "Publish, list, check and care for models in object storage."),
+    "doctor": Entry("doctor", "Help", "Look before you apply: every finding with its fix."),
     "version": Entry("version", "Help", "Print the version."),
 }
 

@@ -156,6 +156,8 @@ class KubernetesConfig(Section):
     """Slowest fetch that is still healthy, bytes a second: deadlines and probes are derived from it."""
     model_bytes: Quantity | None = None
     """Size of the largest checkpoint, for sizing when the store cannot be asked from here."""
+    hub_secret: str | None = None
+    """Name of an existing Secret whose key `token` is a Hugging Face token, for gated and private models."""
     azure_resource_group: str | None = None
     """Resource group of the storage account (azure, mount)."""
     cache: PodCacheConfig = PodCacheConfig()

@@ -13,6 +13,8 @@ REGISTER: dict[str, str] = {
     "ONECOPY_CONFIG": "Path of the configuration file (default: ./onecopy.toml).",
     "ONECOPY_LOAD_REPORTS": "Folder where each replica leaves what its load did (bytes by source, seconds by phase), one JSON file a process.",
     "ONECOPY_DIE_WITH_PARENT": "Set by onecopy for its replicas: vLLM's engine process ends when its API server does.",
+    "ONECOPY_HELM": "Path of the helm binary (default: helm on PATH).",
+    "KUBECONFIG": "Kubeconfig of the kubernetes target, as kubectl takes it.",
     "XDG_DATA_HOME": "Base of the default home.",
     "XDG_CACHE_HOME": "Base of the default environments folder.",
     "ONECOPY_API_KEY": "Key of a protected endpoint, sent by `onecopy loadtest` as a bearer token.",

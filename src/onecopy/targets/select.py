@@ -15,4 +15,8 @@ def select(resolved: Resolved) -> Target:
             "the local target has no plan",
             hint="`onecopy up` starts it, `onecopy down` stops it; or name another with --target kubernetes",
         )
+    if name == "kubernetes":
+        from onecopy.targets.kubernetes.target import KubernetesTarget
+
+        return KubernetesTarget(resolved.config)
     raise UsageError(f"the {name} target is not in this version")
