@@ -194,6 +194,13 @@ def test_rules_are_loaded_and_quiet(prometheus: str, up: Any) -> None:
     assert [rule["name"] for rule in rules if rule["state"] != "inactive"] == []
 
 
+def test_cost_takes_what_was_measured(cli: Cli, up: Any) -> None:
+    done = cli.run("cost", "--stack", "--json", "--cloud", "aws")
+    assert "measured: 1.000 × the checkpoint" in done.stderr
+    disk = next(row for row in json.loads(done.stdout) if row["storage"] == "ebs-gp3")
+    assert disk["provisioned_gb"] == 2  # a volume has at least one GB
+
+
 def test_a_killed_replica_is_seen_to_come_back(page: Page, cli: Cli, up: Any) -> None:
     kill(next(replica["pid"] for replica in up["replicas"] if replica["name"] == "replica-1"))
     page.until("document.querySelector('[data-replica=replica-1]').className === 'restarting'", 30)

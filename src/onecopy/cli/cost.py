@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from onecopy.cli import options
-from onecopy.cli.output import table
-from onecopy.core.errors import UsageError
+from onecopy.cli.output import Output, table
+from onecopy.core.errors import StackError, UsageError
 
 
 def command(
@@ -27,6 +27,11 @@ def command(
     prices: Annotated[
         Path | None, typer.Option("--prices", help="TOML file of prices that go over the list's.", show_default=False)
     ] = None,
+    stack: Annotated[
+        bool,
+        typer.Option("--stack", help="Take size, replicas and fill rate as measured on the local stack, and compare."),
+    ] = False,
+    home: options.Home = None,
     explain: Annotated[bool, typer.Option("--explain", help="Every formula, input and price with its source.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Rows as CSV.")] = False,
     html: Annotated[
@@ -56,13 +61,15 @@ def command(
         "starts_per_month": starts_per_month,
         "node_usd_hour": node_usd_hour,
     }
+    out = options.output(json=json, quiet=quiet)
+    if stack:
+        given |= _measured(home, out)
     given |= {name: value for name, value in flags.items() if value is not None}
     if "replicas" in given and "nodes" not in given:
         given["nodes"] = given["replicas"]
     price_list = load_prices(prices)
     rows = compute(given, price_list, cloud=cloud)
 
-    out = options.output(json=json, quiet=quiet)
     if html is not None:
         from onecopy.cost import page
 
@@ -97,3 +104,33 @@ def command(
         out.talk(
             f"prices not checked against a second text: {', '.join(unchecked)}; --explain shows every number's source"
         )
+
+
+def _measured(home: Path | None, out: Output) -> dict[str, object]:
+    """Inputs as the local stack has them, and in words how its fill compares with the model's assumptions."""
+    from onecopy.core.paths import default_home
+    from onecopy.core.units import GiB, MiB
+    from onecopy.cost.model import defaults
+    from onecopy.targets.local.home import Home
+
+    place = Home(home.expanduser().resolve() if home else default_home())
+    state = place.read_state()
+    if state is None or not state.checkpoint_bytes or not state.replicas:
+        raise StackError(f"no stack has served a model in {place.root}", hint="`onecopy up` starts one")
+    given: dict[str, object] = {
+        "model_gb": state.checkpoint_bytes / GiB,
+        "replicas": len(state.replicas),
+        "nodes": 1,
+    }
+    read, seconds = state.store_bytes_read, state.phases.get("fill")
+    if read and seconds:
+        given["cache_mb_s"] = read / MiB / seconds
+        out.talk(
+            f"measured: {read / state.checkpoint_bytes:.3f} × the checkpoint read from the store (the model says 1 a node), "
+            f"filled at {read / MiB / seconds:,.0f} MB/s (its default: {defaults()['cache_mb_s']:,})"
+        )
+    else:
+        out.talk(
+            "measured: nothing was read from the store, the node cache was warm; the fill's rate stays the default"
+        )
+    return given

@@ -67,7 +67,7 @@ INPUTS: tuple[Input, ...] = (
     ),
     _input(
         "node_usd_hour", "4.6016", "USD", "Price of a node an hour",
-        "g6.12xlarge, 4 × L4 (96 GB): the smallest of its family that holds 70 GB of weights; list price, not checked",
+        "g6.12xlarge, 4 × L4 (96 GB): the smallest of its family that holds 70 GB of weights; list price, us-east-1, seen also in instances.vantage.sh's data",
         "0", "100", "0.01", log=True, main=True, may_be_zero=True,
     ),
     _input("zones", "3", "", "Availability zones", "that the nodes are spread over", "1", "6"),
