@@ -65,11 +65,11 @@ def _walk(command: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def metrics() -> str:
     rows = [
-        f"| `{m.name}` | {m.kind} | {m.unit} | {', '.join(f'`{label}`' for label in m.labels)} | {m.help} |"
+        f"| `{m.name}` | {m.by} | {m.kind} | {m.unit} | {', '.join(f'`{label}`' for label in m.labels)} | {m.help} |"
         for m in METRICS
     ]
-    return NOTE + "\n".join(["# Metrics", "", "Under `/metrics` of `onecopy ui`. vLLM's own are not listed here.", "",
-                             "| name | kind | unit | labels | meaning |", "|---|---|---|---|---|", *rows]) + "\n"  # fmt: skip
+    return NOTE + "\n".join(["# Metrics", "", "`stack`: under `/metrics` of `onecopy ui`; `agent`: of the node agent. vLLM's own are not listed here.", "",
+                             "| name | by | kind | unit | labels | meaning |", "|---|---|---|---|---|---|", *rows]) + "\n"  # fmt: skip
 
 
 PAGES = {

@@ -206,7 +206,7 @@ def test_a_killed_replica_is_seen_to_come_back(page: Page, cli: Cli, up: Any) ->
     page.until("document.querySelector('[data-replica=replica-1]').className === 'restarting'", 30)
     page.screenshot("status-restarting")
     page.until("document.getElementById('state').textContent === 'ready'", 120)
-    page.until("document.querySelector('[data-replica=replica-1]').textContent.includes('1 restarts')", 10)
+    page.until("document.querySelector('[data-replica=replica-1]').textContent.includes('started again once')", 10)
 
 
 def test_the_end_is_shown(page: Page, cli: Cli, up: Any) -> None:

@@ -11,13 +11,14 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A counter's name ends in `_total`."""
+    """A counter's name ends in `_total`. by: who exports it, `onecopy ui` for a stack or the node agent."""
 
     name: str
     kind: Literal["gauge", "counter"]
     unit: str
     help: str
     labels: tuple[str, ...] = ()
+    by: Literal["stack", "agent"] = "stack"
 
 
 def _gauge(name: str, unit: str, text: str, *labels: str) -> Metric:

@@ -1,25 +1,12 @@
-"""A snapshot as Prometheus text. Every sample is of a declared metric, with exactly its labels."""
+"""A snapshot as samples of the declared metrics, each with exactly its labels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client.core import CollectorRegistry, CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_1_0_0, generate_latest
-from prometheus_client.registry import Collector
-
 from onecopy.core import metrics as declared
-from onecopy.core.metrics import Metric
+from onecopy.core.exposition import Sample
 from onecopy.observe.snapshot import Snapshot
-
-CONTENT_TYPE = CONTENT_TYPE_PLAIN_1_0_0
-Sample = tuple[Metric, tuple[str, ...], float]
-
-
-def exposition(snapshot: Snapshot) -> str:
-    registry = CollectorRegistry()
-    registry.register(_Collector(snapshot))
-    return generate_latest(registry).decode()
 
 
 def samples(snapshot: Snapshot) -> Iterator[Sample]:
@@ -58,17 +45,3 @@ def samples(snapshot: Snapshot) -> Iterator[Sample]:
                 yield declared.LOAD_BYTES, (replica.name, source), count
     for kind, usd in snapshot.storage_usd_month.items():
         yield declared.STORAGE_USD, (kind,), usd
-
-
-class _Collector(Collector):
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
-
-    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
-        for metric, labels, value in samples(self._snapshot):
-            if metric.name not in families:
-                kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-                families[metric.name] = kind(metric.name, metric.help, labels=metric.labels)
-            families[metric.name].add_metric(labels, value)
-        return iter(families.values())

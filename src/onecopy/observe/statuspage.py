@@ -21,9 +21,10 @@ from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
 
+from onecopy.core import exposition
 from onecopy.core.errors import OnecopyError, UsageError
 from onecopy.observe import vllm
-from onecopy.observe.metrics import CONTENT_TYPE, exposition
+from onecopy.observe.metrics import samples
 from onecopy.observe.snapshot import Snapshot, Source
 
 INTERVAL = 1.0
@@ -97,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "/snapshot.json":
                 self._send(200, "application/json", json.dumps(self.status.snapshot().as_dict()).encode())
             case "/metrics":
-                self._send(200, CONTENT_TYPE, exposition(self.status.snapshot()).encode())
+                self._send(200, exposition.CONTENT_TYPE, exposition.text(samples(self.status.snapshot())).encode())
             case "/targets.json":
                 self._send(200, "application/json", json.dumps(_targets(self.status.snapshot())).encode())
             case "/live":
