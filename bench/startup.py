@@ -42,6 +42,8 @@ class Row:
     replicas: int
     first_ready_s: float
     all_ready_s: float
+    cpu_s: float
+    """CPU seconds of all replicas until all are ready: what a busy machine does not change."""
     weights_pss: int
     private_pss: int
     total_pss: int
@@ -53,6 +55,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def complete(port: int) -> float:
@@ -88,10 +96,11 @@ def measure(server: ForkServer, engine: Engine, revision: Path, start: str, load
 
         with ThreadPoolExecutor(count) as pool:
             seconds = sorted(pool.map(ready, zip(replicas, ports, strict=True)))
+        pids = [replica.pid for replica in replicas]
+        cpu = sum(cpu_seconds(pid) for leader in pids for pid in memory.processes(leader))
         for port in ports:
             complete(port)
         speed = TOKENS / min(complete(ports[0]) for _ in range(3))
-        pids = [replica.pid for replica in replicas]
         # vLLM's own format maps the checkpoint while it reads; what it keeps is private
         return Row(
             start,
@@ -99,6 +108,7 @@ def measure(server: ForkServer, engine: Engine, revision: Path, start: str, load
             count,
             round(seconds[0], 2),
             round(seconds[-1], 2),
+            round(cpu, 2),
             memory.weights(pids, [revision.parent]).pss,
             memory.private(pids).pss,
             memory.total(pids).pss,

@@ -32,7 +32,7 @@ from vllm.model_executor.layers import utils as layer_utils
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.platforms import current_platform
 
-from onecopy.engine import image, remote
+from onecopy.engine import image, remote, ring
 from onecopy.engine.load_report import LoadReport
 from onecopy.engine.mapped import Checkpoint, UnknownDtype
 
@@ -54,6 +54,8 @@ class Settings:
     """Folder of the packed images; by default `.packed` beside the revision."""
     wait: float = 600.0
     """Longest wait for another replica that packs, in seconds."""
+    ring: bool = False
+    """Device: stage tensors through a ring of pinned buffers. Not proven on a card, so it is off."""
     store: str | None = None
     """Where the weights are when --model holds none: s3://bucket/prefix, gs://…, az://…; credentials by environment."""
     name: str | None = None
@@ -173,7 +175,11 @@ class OnecopyModelLoader(DefaultModelLoader):
                 logger.info("onecopy: vLLM's own reader is used: %s", error)
                 checkpoint = None
             if checkpoint is not None:
-                for name, tensor in checkpoint.tensors():
+                tensors = checkpoint.tensors()
+                if self.settings.ring and current_platform.is_cuda() and get_tensor_model_parallel_world_size() == 1:
+                    # with several ranks each needs a slice only, which vLLM cuts from the mapped tensor itself
+                    tensors = ring.to_device(tensors, torch.device("cuda", torch.cuda.current_device()))
+                for name, tensor in tensors:
                     yield source.prefix + name, tensor
                 return
         yield from super()._get_weights_iterator(source)
