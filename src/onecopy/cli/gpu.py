@@ -72,8 +72,8 @@ def plan(
         raise typer.Exit(1)
 
 
-@command.command("list")
-def list_cards(json: options.Json = False) -> None:
+@command.command("cards")
+def show_cards(json: options.Json = False) -> None:
     """List the known cards and the cloud machine types that carry them."""
     from dataclasses import asdict
 

@@ -120,7 +120,7 @@ def find_card(name: str) -> Card:
     near = difflib.get_close_matches(wanted, [*by_name, *(i.name.lower() for i in instances())], n=3, cutoff=0.5)
     raise UsageError(
         f"unknown GPU {name!r}",
-        hint=f"did you mean {', '.join(near)}? " * bool(near) + "`onecopy gpu list` shows all",
+        hint=f"did you mean {', '.join(near)}? " * bool(near) + "`onecopy gpu cards` shows all",
     )
 
 

@@ -8,14 +8,11 @@ is too much stays under the 3 % that every plan keeps in reserve.
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from onecopy.core import environment
 from onecopy.core.units import GiB
 from onecopy.gpu.memory import Serving, fixed_bytes, request_bytes
 from onecopy.gpu.plan import RESERVE_SHARE
@@ -70,30 +67,3 @@ def test_at_least_ten_models_and_every_figure_has_a_source() -> None:
     rows = PUBLISHED["kv_per_token"] + PUBLISHED["kv_memory"]
     assert len({row["model"] for row in PUBLISHED["kv_per_token"]}) >= 10
     assert all(row["source"] for row in rows)
-
-
-@pytest.mark.engine
-def test_vllms_own_allocator_still_says_so() -> None:
-    """Runs the allocator itself, where a Python with vLLM is named (about 8 s, nearly all imports)."""
-    python = environment.read("ONECOPY_ENGINE_PYTHON") or ""
-    if not python or not shutil.which(python):
-        pytest.skip("ONECOPY_ENGINE_PYTHON does not name a Python with vLLM")
-    rows = PUBLISHED["kv_per_request"]["rows"]
-    cases = []
-    for row in rows:
-        layers = []
-        for kind in shape(row["model"]).attention:
-            size = kind.elements if kind.kind == "mla" else kind.elements // 2
-            layers.append([kind.kind, kind.layers, kind.heads, size, kind.window])
-        cases.append({"layers": layers, "tokens": row["tokens"], "batched_tokens": row["batched_tokens"]})
-    done = subprocess.run(
-        [python, str(Path(__file__).parent / "vllm_allocator.py")],
-        input=json.dumps(cases),
-        env=environment.child(OMP_NUM_THREADS="1", VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1"),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == [row["bytes"] for row in rows]
