@@ -39,6 +39,7 @@ lock:  ## pin again from pyproject.toml
 	$(PIN) --group dev --all-extras pyproject.toml -o requirements-dev.lock
 	$(PIN) pyproject.toml -o images/onecopy.txt
 	echo 'hatchling>=1.27' | $(PIN) - -o images/build.txt
+	printf 'obstore\nxxhash\n' | $(PIN) --no-deps --constraint images/onecopy.txt - -o images/plugin.txt
 
 clean:
 	rm -rf $(VENV)

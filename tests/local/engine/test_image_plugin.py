@@ -1,7 +1,8 @@
-"""The engine image's one step, run beside a real vLLM: our wheel alone, no dependency, and vLLM finds the load format."""
+"""The engine image's one step, run beside a real vLLM: our wheel and what it pins, and vLLM finds the load format."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -27,14 +28,17 @@ def run(*command: str | Path, env: dict[str, str] | None = None, cwd: Path | Non
     return done.stdout
 
 
-def test_vllm_finds_the_plugin_with_nothing_else_installed(engine: Engine, tmp_path: Path) -> None:
+def test_vllm_finds_the_plugin_as_the_image_installs_it(engine: Engine, tmp_path: Path) -> None:
     wheels, prefix = tmp_path / "wheels", tmp_path / "vllm"
     run("sh", ROOT / "images/build-wheel", ROOT, wheels)
     run(engine.python, "-m", "venv", prefix)
     packages = run(engine.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     own = next(prefix.glob("lib/*/site-packages"))
+    shutil.copy(ROOT / "images/plugin.txt", wheels)
     run("sh", ROOT / "images/install-plugin", prefix / "bin/python", wheels)
     (own / "vllm.pth").write_text(f"{packages}\n")  # stands for vLLM's own image
     quiet = environment.child(OMP_NUM_THREADS="1", VLLM_LOGGING_LEVEL="ERROR", PYTHONPATH=None)
     found = run(prefix / "bin/python", "-c", CODE, env=quiet, cwd=tmp_path).split()
     assert found[-2:] == ["onecopy.engine.loader", str(own / "onecopy/__init__.py")]
+    added = {path.name.partition("-")[0] for path in own.glob("*.dist-info")}
+    assert added <= {"pip", "setuptools", "onecopy", "obstore", "xxhash"}, "a package of vLLM's would be replaced"
