@@ -65,6 +65,9 @@ class StoreOptions:
     retries: int = 4
 
 
+_INSTANCE_METADATA = "/latest/api/token"
+
+
 def open_store(uri: StoreUri | str, options: StoreOptions | None = None) -> Store:
     """A `Store` for an address. No call is made yet: use `check_store` to see whether it answers."""
     parsed = StoreUri.parse(uri) if isinstance(uri, str) else uri
@@ -334,6 +337,12 @@ def translate(error: Exception, action: str, uri: StoreUri, key: str) -> StoreEr
         uri.scheme == "gs" and "bucket does not exist" in text.lower()
     ):
         return BucketMissing(f"no such bucket: {uri.bucket}", hint="create it, or name another with --store")
+    if _INSTANCE_METADATA in text:
+        # the last link of S3's credential chain: no other had any, and this machine is no instance that has a role
+        return CredentialsInvalid(
+            f"no credentials for {uri} in the environment, and no instance or pod identity answers",
+            hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+        )
     if code in _CREDENTIALS or "MissingCredentials" in text or isinstance(error, oe.UnauthenticatedError):
         return CredentialsInvalid(
             f"the store refused the credentials{_CREDENTIALS.get(code, '')} for {uri}: {code or 'unauthenticated'}",
