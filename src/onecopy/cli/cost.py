@@ -73,7 +73,10 @@ def command(
     if html is not None:
         from onecopy.cost import page
 
-        html.write_text(page.html(given, price_list, cloud=cloud))
+        try:
+            html.write_text(page.html(given, price_list, cloud=cloud))
+        except OSError as error:
+            raise UsageError(f"cannot write {html}: {error.strerror}") from error
         out.talk(f"wrote {html}; open it in a browser, it needs no network")
     if csv:
         out.data(None, report.csv_text(rows))

@@ -46,6 +46,8 @@ class Storage:
     load_seconds: str
     terms: dict[str, str] = field(default_factory=dict[str, str])
     role: Literal["disk", "own", "other"] = "other"
+    node_memory_gb: str = "0"
+    """Memory, or NVMe of the instance, that the node cache takes beside the replicas' own: no price, but it must be there."""
 
 
 def _input(
@@ -198,6 +200,7 @@ STORAGES: tuple[Storage, ...] = (
         "kept_gb", _FILL,
         {**_S3, "get_requests": "fills_per_month * requests * s3_get"},
         role="own",
+        node_memory_gb="model_gb",
     ),
     Storage(
         "s3-node-cache-nat", "aws", "S3, one fetch a node, through NAT",
@@ -210,6 +213,7 @@ STORAGES: tuple[Storage, ...] = (
             "nat_data": "fills_per_month * model_gb * nat_gb",
             "cross_zone": "fills_per_month * model_gb * far_share * cross_zone_gb * 2",
         },
+        node_memory_gb="model_gb",
     ),
     Storage(
         "s3-express-node-cache", "aws", "S3 Express One Zone, one fetch a node",
@@ -222,6 +226,7 @@ STORAGES: tuple[Storage, ...] = (
             "put_requests": "publishes_per_month * zones * requests * s3_express_put",
             "writes": "publishes_per_month * zones * model_gb * s3_express_write_gb",
         },
+        node_memory_gb="model_gb",
     ),
     Storage(
         "gcp-pd-balanced", "gcp", "Persistent Disk balanced, a disk a replica",
@@ -266,6 +271,7 @@ STORAGES: tuple[Storage, ...] = (
             "get_requests": "fills_per_month * requests * gcs_class_b",
         },
         role="own",
+        node_memory_gb="model_gb",
     ),
     Storage(
         "azure-premium-ssd-v2", "azure", "Premium SSD v2, a disk a replica",
@@ -300,6 +306,7 @@ STORAGES: tuple[Storage, ...] = (
             "get_requests": "fills_per_month * requests * azure_blob_read",
         },
         role="own",
+        node_memory_gb="model_gb",
     ),
 )  # fmt: skip
 

@@ -27,6 +27,10 @@ class Row:
     """Everything that this row's formulas read."""
 
     @property
+    def node_memory_gb(self) -> Decimal:
+        return evaluate(self.storage.node_memory_gb, self.values)
+
+    @property
     def monthly_usd(self) -> Decimal:
         return sum(self.terms.values(), Decimal(0))
 
@@ -41,6 +45,7 @@ class Row:
             "cloud": self.storage.cloud,
             "title": self.storage.title,
             "provisioned_gb": float(self.provisioned_gb),
+            "node_memory_gb": float(self.node_memory_gb),
             "load_seconds": round(float(self.load_seconds), 1),
             "monthly_usd": float(self.monthly_usd),
             "bill_usd": float(self.bill_usd),

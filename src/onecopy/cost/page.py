@@ -49,6 +49,6 @@ def _formulas() -> str:
         terms = ", ".join(f"{name}: {arrow(text)}" for name, text in formulas(storage).items())
         lines.append(
             f"  {json.dumps(storage.name)}: {{ provisioned_gb: {arrow(storage.provisioned_gb)}, "
-            f"load_seconds: {arrow(storage.load_seconds)}, terms: {{ {terms} }} }},"
+            f"node_memory_gb: {arrow(storage.node_memory_gb)}, load_seconds: {arrow(storage.load_seconds)}, terms: {{ {terms} }} }},"
         )
     return "\n".join([*lines, "};"])

@@ -17,13 +17,16 @@ def csv_text(rows: Sequence[Row]) -> str:
     terms = list(dict.fromkeys(name for row in rows for name in row.terms))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["storage", "cloud", "provisioned_gb", "load_seconds", "monthly_usd", "bill_usd", *terms])
+    writer.writerow(
+        ["storage", "cloud", "provisioned_gb", "node_memory_gb", "load_seconds", "monthly_usd", "bill_usd", *terms]
+    )
     for row in rows:
         writer.writerow(
             [
                 row.storage.name,
                 row.storage.cloud,
                 plain(row.provisioned_gb),
+                plain(row.node_memory_gb),
                 f"{row.load_seconds:.1f}",
                 row.monthly_usd,
                 row.bill_usd,
@@ -48,6 +51,7 @@ def explain_text(rows: Sequence[Row], prices: Prices) -> str:
     for row in rows:
         blocks += ["", f"{row.storage.name}: {row.storage.title}", f"  {row.storage.note}"]
         blocks.append(f"  provisioned_gb = {row.storage.provisioned_gb} = {plain(row.provisioned_gb)}")
+        blocks.append(f"  node_memory_gb = {row.storage.node_memory_gb} = {plain(row.node_memory_gb)}")
         blocks.append(f"  load_seconds = {row.storage.load_seconds} = {row.load_seconds:.1f}")
         for name, text in formulas(row.storage).items():
             blocks.append(f"  {name} = {text}")

@@ -67,6 +67,8 @@ class StatusServer:
                     self._taken = self._source()
                 except OnecopyError as error:
                     self._taken = Snapshot("unreadable", error=error.message, hint=error.hint)
+                except (OSError, ValueError, KeyError) as error:  # a file that vanished, or is not as it was left
+                    self._taken = Snapshot("unreadable", error=f"{type(error).__name__}: {error}")
                 self._at = time.monotonic()
             return self._taken
 
@@ -113,7 +115,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, "text/plain", b"POST /ask takes JSON\n")
             return
         try:
-            prompt = str(json.loads(self.rfile.read(min(int(self.headers["Content-Length"]), 1 << 20)))["prompt"])
+            prompt = str(
+                json.loads(self.rfile.read(max(0, min(int(self.headers["Content-Length"]), 1 << 20))))["prompt"]
+            )
         except (ValueError, TypeError, KeyError):
             self._send(400, "text/plain", b'the body is not {"prompt": "..."}\n')
             return
@@ -220,7 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         self.close_connection = True
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError), contextlib.closing(events):
+        with contextlib.suppress(ConnectionError), contextlib.closing(events):
             for event in events:
                 name = f"event: {event['event']}\n" if "event" in event else ""
                 self.wfile.write(f"{name}data: {json.dumps(event['data'])}\n\n".encode())

@@ -41,7 +41,8 @@ def test_provisioned_throughput_asks_for_iops_by_hand() -> None:
 def test_one_fetch_a_node_by_hand() -> None:
     # 70 × $0.023; 8,960 requests of 8 MB: × 100 × $0.0000004 and × $0.000005; 71,680 MB / 1,430 MB/s = 50.126 s
     cache = row("s3-node-cache")
-    assert cache.provisioned_gb == 70
+    assert (cache.provisioned_gb, cache.node_memory_gb) == (70, 70)
+    assert row("s3-stream").node_memory_gb == 0
     assert cache.terms == {
         "storage": Decimal("1.61"),
         "put_requests": Decimal("0.04"),
@@ -100,7 +101,7 @@ def test_every_name_is_known_and_every_price_is_used() -> None:
     for storage in STORAGES:
         for text in (storage.load_seconds, *formulas(storage).values()):
             read |= formula.names(text)
-        assert formula.names(storage.provisioned_gb) <= known
+        assert formula.names(storage.provisioned_gb) | formula.names(storage.node_memory_gb) <= known
     assert read <= known | prices | {"provisioned_gb", "load_seconds"}
     assert prices <= read
 
@@ -167,7 +168,7 @@ def test_the_command_prints_rows() -> None:
     assert round(sum(ebs["terms"].values()), 2) == 185.3
     assert {"aws", "gcp", "azure"} == {r["cloud"] for r in rows}
     lines = run(*flags, "--csv", "--cloud", "aws").stdout.splitlines()
-    assert lines[0].startswith("storage,cloud,provisioned_gb,load_seconds,monthly_usd,bill_usd,storage")
+    assert lines[0].startswith("storage,cloud,provisioned_gb,node_memory_gb,load_seconds,monthly_usd,bill_usd,storage")
     assert len(lines) == 1 + sum(storage.cloud == "aws" for storage in STORAGES)
 
 
@@ -177,6 +178,12 @@ def test_explain_shows_each_price_with_its_source() -> None:
         line = next(line for line in text.splitlines() if line.startswith(f"  {name} = "))
         assert price.source in line
         assert ("NOT CHECKED" in line) == (not price.checked)
+
+
+def test_a_page_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    result = run("--html", str(tmp_path / "no" / "page.html"))
+    assert result.returncode == 2
+    assert "page.html: No such file or directory" in result.stderr
 
 
 def test_a_wrong_flag_is_a_usage_error() -> None:
