@@ -11,8 +11,12 @@ from tests.aws import rules
 
 from onecopy.config.schema import StackConfig
 from onecopy.core.errors import ConfigError
+from onecopy.storage.uri import StoreUri
 from onecopy.targets.aws.inputs import Choices, make_inputs
 from onecopy.targets.aws.template import MAX_BYTES, build_template, compact
+from onecopy.targets.aws.workloads import cluster_config
+from onecopy.targets.kubernetes import access, identity, models
+from onecopy.targets.kubernetes.stack import make_stack
 
 ZONES = ("us-east-2a", "us-east-2b", "us-east-2c")
 EXISTING = {
@@ -183,3 +187,39 @@ def test_the_largest_usual_template_is_far_below_the_limit() -> None:
     config, choices = CASES["calico, irsa, mount, kms"]
     models = [{"name": f"organisation-model-{i}-instruct"} for i in range(20)]
     assert len(compact(build({**config, "models": models}, choices))) < MAX_BYTES * 0.8
+
+
+@pytest.mark.parametrize("delivery", ["node-cache", "stream", "mount"])
+@pytest.mark.parametrize("namespace", [None, "elsewhere"])
+def test_roles_are_bound_to_the_accounts_that_the_manifests_make(delivery: str, namespace: str | None) -> None:
+    """What the AWS half calls a reader and a writer is what the Kubernetes half runs as one."""
+    config = StackConfig.model_validate(
+        {
+            "name": "llm",
+            "store": {"uri": "s3://b-1/models"},
+            "models": [{"source": "hf://org/Name"}],
+            "kubernetes": {"delivery": delivery, "namespace": namespace},
+        }
+    )
+    inputs = make_inputs(config)
+    below = cluster_config(inputs, {}, None, region="us-east-2")
+    stack = make_stack(
+        below,
+        StoreUri.parse("s3://b-1/models"),
+        models.find(below, StoreUri.parse("s3://b-1/models"), {}, ask_store=False).models,
+    )
+    made = {
+        (o["metadata"]["namespace"], o["metadata"]["name"])
+        for o in access.accounts(stack)
+        if o["kind"] == "ServiceAccount"
+    }
+    component = {"node-cache": "agent", "stream": "replica"}.get(delivery)
+    wanted = {("Writer", stack.namespace, identity.service_account_name(stack, "publish"))}
+    if component:
+        where = stack.agent_namespace if component == "agent" else stack.namespace
+        wanted.add(("Reader", where, identity.service_account_name(stack, component)))
+    else:
+        wanted.add(("Reader", "kube-system", "s3-csi-driver-sa"))
+    bound = {tuple(account) for account in inputs.accounts if account.role in ("Reader", "Writer")}
+    assert bound == wanted
+    assert {(space, name) for _, space, name in bound if space != "kube-system"} <= made

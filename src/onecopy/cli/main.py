@@ -39,6 +39,7 @@ COMMANDS: dict[str, Entry] = {
     "outputs": Entry("outputs", "Clusters", "Print endpoints, namespace, store, models."),
     "destroy": Entry("destroy", "Clusters", "Remove all that the stack made; the store stays."),
     "render": Entry("render", "Clusters", "Write what apply would send as files, for GitOps."),
+    "aws": Entry("aws", "Clusters", "What only AWS has: policy, kubeconfig, tokens, drift, orphans."),
     "model": Entry("model", "Registry", "Publish, list, check and care for models in object storage."),
     "doctor": Entry("doctor", "Help", "Look before you apply: every finding with its fix."),
     "version": Entry("version", "Help", "Print the version."),

@@ -114,8 +114,6 @@ class ClusterConfig(Section):
 class NodesConfig(Section):
     instance_types: InstanceTypes = ("m7i.xlarge",)
     """Instance types, first choice first."""
-    capacity: Literal["on-demand", "spot"] = "on-demand"
-    """How the instances are bought."""
     min: int = Field(default=1, ge=0, le=450)
     """Fewest nodes."""
     desired: int = Field(default=2, ge=0, le=450)
@@ -138,6 +136,9 @@ class NodesConfig(Section):
 
 
 class CpuNodesConfig(NodesConfig):
+    capacity: Literal["on-demand", "spot"] = "on-demand"
+    """How the instances are bought."""
+
     @model_validator(mode="after")
     def _room(self) -> Self:
         if self.min < 1:
@@ -150,7 +151,7 @@ class GpuNodesConfig(NodesConfig):
     """Makes the GPU node group; false serves on the CPU nodes."""
     instance_types: InstanceTypes = ("g6.2xlarge",)
     """NVIDIA instance types, first choice first. g6.2xlarge has one L4 (24 GB)."""
-    capacity: Literal["on-demand", "spot", "capacity-block"] = "on-demand"  # pyright: ignore[reportIncompatibleVariableOverride]
+    capacity: Literal["on-demand", "spot", "capacity-block"] = "on-demand"
     """How the instances are bought; capacity-block needs capacity_reservation."""
     capacity_reservation: Annotated[str, StringConstraints(pattern=r"^cr-([0-9a-f]{8}|[0-9a-f]{17})$")] | None = None
     """Capacity block to start in."""
@@ -179,6 +180,9 @@ class GpuNodesConfig(NodesConfig):
         return self
 
 
+NodeGroup = CpuNodesConfig | GpuNodesConfig
+
+
 class BucketConfig(Section):
     encryption: Literal["s3", "kms"] = "s3"
     """Encryption at rest: S3's own keys, or KMS."""
@@ -201,6 +205,11 @@ AddonName = Literal[
     "cert-manager",
     "aws-mountpoint-s3-csi-driver",
     "aws-ebs-csi-driver",
+]
+
+
+ChartName = Literal[
+    "aws-load-balancer-controller", "external-secrets", "nvidia-device-plugin", "gpu-operator", "tigera-operator"
 ]
 
 
@@ -227,6 +236,8 @@ class AddonsConfig(Section):
     """Version of NVIDIA's chart, gpu-operator."""
     calico_version: str = "v3.31.0"
     """Version of the chart tigera-operator (cni = calico)."""
+    charts: dict[ChartName, str] = Field(default_factory=dict[ChartName, str])
+    """Where a chart comes from instead of its owner's repository: a folder or oci://…, by the chart's name."""
 
 
 class AwsConfig(Section):
@@ -234,6 +245,8 @@ class AwsConfig(Section):
     """Region of the stack; AWS_REGION and the profile's region otherwise."""
     profile: str | None = None
     """Profile of ~/.aws/config; the usual credential chain otherwise."""
+    workloads: bool = True
+    """Installs the stack's Kubernetes part once the cluster stands; false makes cluster and bucket alone."""
     tags: dict[TagKey, TagValue] = Field(default_factory=dict, max_length=MAX_TAGS)
     """Tags on everything that is made, beside our own."""
     network: NetworkConfig = NetworkConfig()

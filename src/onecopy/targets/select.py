@@ -19,4 +19,8 @@ def select(resolved: Resolved) -> Target:
         from onecopy.targets.kubernetes.target import KubernetesTarget
 
         return KubernetesTarget(resolved.config)
+    if name == "aws":
+        from onecopy.targets.aws.target import AwsTarget
+
+        return AwsTarget(resolved.config)
     raise UsageError(f"the {name} target is not in this version")

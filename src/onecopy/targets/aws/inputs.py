@@ -17,9 +17,9 @@ from onecopy.config.aws import AwsConfig
 from onecopy.config.kubernetes import IdentityKind
 from onecopy.config.schema import StackConfig
 from onecopy.core.errors import ConfigError
-from onecopy.registry.sources.open import default_name
 from onecopy.storage.uri import StoreUri
 from onecopy.targets.aws.accounts import Account, accounts
+from onecopy.targets.kubernetes.stack import model_name
 
 ZONES = 3
 DEFAULT_PREFIX = "models"
@@ -116,9 +116,7 @@ def make_inputs(config: StackConfig, choices: Choices | None = None) -> Inputs:
     kind = config.kubernetes.identity.kind or "pod-identity"
     if kind not in ("pod-identity", "irsa"):
         raise ConfigError(f"kubernetes.identity.kind: {kind} is not for aws", hint="use pod-identity or irsa")
-    return Inputs(
-        config, choices or Choices(), store, tuple(model.name or default_name(model.source) for model in config.models)
-    )
+    return Inputs(config, choices or Choices(), store, tuple(model_name(model) for model in config.models))
 
 
 def subnet_cidrs(cidr: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

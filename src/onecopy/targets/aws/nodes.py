@@ -9,7 +9,7 @@ from typing import Any
 
 from troposphere import GetAtt, Ref, Sub, Template, ec2, eks, iam
 
-from onecopy.config.aws import GpuNodesConfig, NodesConfig
+from onecopy.config.aws import GpuNodesConfig, NodeGroup
 from onecopy.targets.aws import policies
 from onecopy.targets.aws.cluster import CLUSTER
 from onecopy.targets.aws.inputs import Inputs
@@ -46,7 +46,7 @@ def _group(
     template: Template,
     inputs: Inputs,
     title: str,
-    nodes: NodesConfig,
+    nodes: NodeGroup,
     subnets: tuple[Value, ...],
     waits: list[str],
     condition: str | None,
