@@ -198,6 +198,7 @@ def _serve(argv: list[str]) -> int:
     from importlib import import_module
 
     import torch
+    from vllm.model_executor.models import registry
     from vllm.utils import system_utils
     from vllm.v1.engine import coordinator, utils
 
@@ -213,6 +214,9 @@ def _serve(argv: list[str]) -> int:
 
     for module in (system_utils, coordinator, utils):
         module.get_mp_context = fork_context
+    # vLLM looks at a model's class in a process of its own, to keep CUDA out of this one: at the first start on a machine
+    # each replica would import everything again
+    registry._run_in_subprocess = lambda look: look()
     forked_by_main = False
     parent = os.getpid()
 
@@ -226,7 +230,7 @@ def _serve(argv: list[str]) -> int:
     return 0
 
 
-def preload(version: str, modules: list[str]) -> None:
+def preload(version: str) -> None:
     """Imports what a replica needs, so that its pages and its time are shared. Raises RuntimeError when unsuitable."""
     from importlib import import_module
 
@@ -246,8 +250,8 @@ def preload(version: str, modules: list[str]) -> None:
         "vllm.v1.engine.coordinator",
         "vllm.v1.executor.uniproc_executor",
         "vllm.v1.worker.cpu_worker",
+        "vllm.model_executor.models.llama",
         "onecopy.engine.loader",
-        *modules,
     ):
         import_module(name)
     from vllm.plugins import load_general_plugins
@@ -308,13 +312,12 @@ def main() -> None:
     parser.add_argument(
         "--preload", metavar="VERSION", help="vLLM version that may be forked; without it, start afresh"
     )
-    parser.add_argument("--module", action="append", default=[], help="a further module to import before forking")
     options = parser.parse_args()
     server = Server(options.socket)
     if options.preload:
         begun = time.monotonic()
         try:
-            preload(options.preload, options.module)
+            preload(options.preload)
             server.why = None
         except Exception as error:
             server.why = f"{type(error).__name__}: {error}"

@@ -151,9 +151,12 @@ def test_stopping_leaves_no_process_and_no_file(
     port = free_port()
     shared_memory = set(Path("/dev/shm").iterdir())
     with ForkServer.start(engine.python, tmp_path / "s", tmp_path / "engine.log") as server:
-        replica = server.spawn("replica-0", replica_argv(spec, port), replica_env(spec), tmp_path / "replica-0.log")
+        # as on a machine where vLLM has never run: what it learns of a model's class is kept in this folder
+        env = replica_env(spec, VLLM_CACHE_ROOT=str(tmp_path / "vllm"))
+        replica = server.spawn("replica-0", replica_argv(spec, port), env, tmp_path / "replica-0.log")
         seconds = wait_ready(replica, f"http://127.0.0.1:{port}", 120)
         assert seconds < 60
+        assert list((tmp_path / "vllm").rglob("*LlamaForCausalLM*"))
         pids = memory.processes(replica.pid)
         assert list(scratch.rglob("vllm_dist_*"))
         assert replica.stop() == 0
