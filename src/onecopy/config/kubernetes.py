@@ -70,7 +70,8 @@ class GpuConfig(Section):
     resource: str = "nvidia.com/gpu"
     """Extended resource that the device plugin offers."""
     card: str | None = None
-    """Card of the nodes (`onecopy gpu cards` lists them): the planner then sets memory shares and lengths."""
+    """Card of the nodes (`onecopy gpu cards` lists them): a model that cannot fit is refused, and replicas that share a
+    card get their share, KV cache and length from the planner."""
     replicas_per_card: int = Field(default=1, ge=1, le=8)
     """Replicas that share one card. They need a device plugin that offers each card as many times (time-slicing or MPS)."""
     runtime_class: str | None = None

@@ -25,14 +25,7 @@ def weights_beside(path: Path) -> int | None:
     folder = path if path.is_dir() else path.parent
     manifest = folder / MANIFEST
     if manifest.is_file():
-        weights = Manifest.from_json(manifest.read_bytes(), where=str(manifest)).weights
-        if weights is not None:
-            wide = sum(
-                size - size * SERVED_BYTES[kind] // STORED_BYTES[kind]
-                for kind, size in weights.dtypes.items()
-                if kind in SERVED_BYTES
-            )
-            return weights.bytes - wide
+        return served_bytes(Manifest.from_json(manifest.read_bytes(), where=str(manifest)))
     index = folder / "model.safetensors.index.json"
     files = sorted(folder.glob("*.safetensors"))
     if files:
@@ -41,6 +34,19 @@ def weights_beside(path: Path) -> int | None:
         total: Any = json.loads(index.read_text()).get("metadata", {}).get("total_size")
         return int(total) if total else None
     return None
+
+
+def served_bytes(manifest: Manifest) -> int:
+    """Bytes of a revision's tensors as they will lie in memory; all its files where the summary is missing."""
+    weights = manifest.weights
+    if weights is None:
+        return manifest.total_bytes
+    wide = sum(
+        size - size * SERVED_BYTES[kind] // STORED_BYTES[kind]
+        for kind, size in weights.dtypes.items()
+        if kind in SERVED_BYTES
+    )
+    return weights.bytes - wide
 
 
 def _tensor_bytes(file: Path) -> int:

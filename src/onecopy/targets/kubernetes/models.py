@@ -14,6 +14,7 @@ from onecopy.core.errors import ModelError, ObjectMissing, StoreError
 from onecopy.registry import catalogue
 from onecopy.storage.objectstore import StoreOptions, open_store
 from onecopy.storage.uri import StoreUri
+from onecopy.targets.kubernetes import gpus
 from onecopy.targets.kubernetes.stack import ServedModel, is_revision, model_name, slug
 
 
@@ -53,6 +54,7 @@ def find(
             revision, size = known.previous, None
         elif rollback:
             warnings.append(f"{name}: no previous revision to go back to")
+        gpu = None
         if ask_store:
             try:
                 opened = open_store(store, store_options(config))
@@ -66,6 +68,8 @@ def find(
                     ) from error
             except StoreError as error:
                 warnings.append(f"{name}: the store cannot be asked from here ({error.message})")
+            else:
+                gpu = gpus.planned(config.kubernetes.gpu, model, opened, manifest)
         previous = known.previous if known else None
         if known and revision and known.revision != revision:
             previous = known.revision
@@ -77,6 +81,7 @@ def find(
                 revision=revision,
                 bytes=size or (known.bytes if known else None),
                 previous=previous,
+                gpu=gpu,
             )
         )
     return Found(tuple(models), tuple(warnings))

@@ -9,7 +9,7 @@ from typing import Any
 from onecopy.core.errors import ConfigError
 from onecopy.core.units import parse_bytes
 from onecopy.storage.layout import revision_prefix
-from onecopy.targets.kubernetes import access
+from onecopy.targets.kubernetes import access, gpus
 from onecopy.targets.kubernetes.delivery import node_terms, tolerations, volume_name
 from onecopy.targets.kubernetes.identity import pod_access, service_account_name
 from onecopy.targets.kubernetes.sizing import PROBE_PERIOD, STREAM_BUFFER, quantity
@@ -194,9 +194,9 @@ def _model(stack: Stack, model: ServedModel) -> ModelSpec:
         resources=resources,
         vllmConfig=VllmConfig(
             enablePrefixCaching=True,
-            maxModelLen=model.config.max_model_len,
+            maxModelLen=model.config.max_model_len or (model.gpu.max_model_len if model.gpu else None),
             tensorParallelSize=cards if cards > 1 else None,
-            gpuMemoryUtilization=_utilization(stack),
+            gpuMemoryUtilization=_utilization(stack, model),
             extraArgs=engine_args(stack, model),
         ),
         env=env,
@@ -224,14 +224,17 @@ def engine_args(stack: Stack, model: ServedModel) -> list[str]:
         model.name,
         *formats[stack.kubernetes.delivery],
         *(["--kv-cache-memory-bytes", str(kv)] if kv and stack.kubernetes.gpu.count else []),
+        *(gpus.shared_args(model.gpu) if model.gpu else []),
         *model.config.engine_args,
     ]
 
 
-def _utilization(stack: Stack) -> float | None:
-    """Equal shares of the card; floored, because the sum must not pass the whole."""
+def _utilization(stack: Stack, model: ServedModel) -> float | None:
+    """As planned, else equal shares of the card; floored, because the sum must not pass the whole."""
     if stack.kubernetes.gpu.count == 0:
         return None
+    if model.gpu:
+        return model.gpu.gpu_memory_utilization
     return math.floor(SHARE / stack.kubernetes.gpu.replicas_per_card * 100) / 100
 
 

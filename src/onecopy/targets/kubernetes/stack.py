@@ -14,6 +14,7 @@ from typing import Any, cast
 from onecopy.config.kubernetes import DEFAULT_IDENTITY, IDENTITIES, IdentityKind, KubernetesConfig
 from onecopy.config.schema import ModelConfig, StackConfig
 from onecopy.core.errors import ConfigError
+from onecopy.gpu import GpuPlan
 from onecopy.storage.uri import StoreUri
 from onecopy.targets.kubernetes.sizing import Sizing, size
 
@@ -45,6 +46,8 @@ class ServedModel:
     revision: str | None = None
     bytes: int | None = None
     previous: str | None = None
+    gpu: GpuPlan | None = None
+    """Settings of replicas that share a card, when they are planned."""
 
     @property
     def known_revision(self) -> str:
@@ -184,10 +187,14 @@ def check(stack: Stack) -> None:
                 hint="make a Secret with the key `api-key` and set kubernetes.api_key_secret",
             )
     for model in stack.models:
-        if kubernetes.gpu.replicas_per_card > 1 and not (model.config.kv_cache_bytes or kubernetes.gpu.card):
+        if (
+            kubernetes.gpu.count
+            and kubernetes.gpu.replicas_per_card > 1
+            and not (model.config.kv_cache_bytes or model.gpu)
+        ):
             raise ConfigError(
                 f"{model.name}: replicas that share a card would size their KV cache by measuring each other",
-                hint="set kubernetes.gpu.card, so that it is planned, or models.kv_cache_bytes",
+                hint="set kubernetes.gpu.card and publish the model, so that it is planned, or set models.kv_cache_bytes",
             )
     slugs = [model.slug for model in stack.models]
     if len(set(slugs)) < len(slugs):
