@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from onecopy.cli import options
 from onecopy.cli.output import table
+
+if TYPE_CHECKING:
+    from onecopy.core.events import Reporter
+    from onecopy.registry.sources import Source
 
 command = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -22,7 +26,7 @@ def group() -> None:
 @command.command("publish")
 def publish(
     source: Annotated[
-        str, typer.Argument(help="hf://org/name[@revision], a folder, or s3://bucket/prefix#name[@ref].")
+        str, typer.Argument(help="hf://org/name[@revision], a folder, s3://bucket/prefix#name[@ref], or sample.")
     ],
     name: Annotated[str | None, typer.Option("--name", help="Name in the registry (default: from the source).")] = None,
     ref: Annotated[str, typer.Option("--ref", help="Name to point at the revision.")] = "main",
@@ -43,9 +47,12 @@ def publish(
     target = stores.from_flags(store, config)
     with progress.renderer(out) as report:
         chosen = Selection(tuple(include or ()), tuple(exclude or ()))
-        opened = open_source(source, chosen, report=report)
+        if source == "sample":
+            opened, named = _sample(report)
+        else:
+            opened, named = open_source(source, chosen, report=report), name or default_name(source)
         try:
-            done = registry.publish(opened, target, name or default_name(source), ref=ref, report=report)
+            done = registry.publish(opened, target, name or named, ref=ref, report=report)
         finally:
             opened.close()
     out.data(
@@ -333,6 +340,18 @@ def gc(
         {"planned": rows, "removed": [rows[plan.index(item)] for item in done]},
         f"removed {len(done)} of {len(plan)}: {format_bytes(freed)}",
     )
+
+
+def _sample(report: Reporter) -> tuple[Source, str]:
+    """The sample model, written into the home once. Needs the tools environment, which is made when it is not there."""
+    from onecopy.core.paths import default_home
+    from onecopy.engine import sample
+    from onecopy.engine.environments import ensure_tools
+    from onecopy.registry.sources.folder import FolderSource
+
+    tools = ensure_tools(report)
+    folder = sample.write_sample(default_home() / "sample" / sample.NAME, tools / "python", report)
+    return FolderSource(folder, uri=sample.SOURCE), sample.NAME
 
 
 def _agree(yes: bool, question: str) -> None:
