@@ -129,9 +129,10 @@ class _Run:
                 f"{self._source.info.uri} holds {self._model}@{self._revision}, not @{self._only}; nothing was sent",
                 hint="give the source that it was published from",
             )
-        self._abort_old_uploads()
         written, version = self._read_manifest()
         present = {info.key: info for info in self._store.list(self._prefix)}
+        if present and written is None:
+            self._abort_old_uploads()
         counter = ByteCounter(self._report, STEP, sum(file.size for file in known))
         large_first = sorted(known, key=lambda file: -file.size)
         done = self._all([self._files.submit(self._one, file, present, written, counter) for file in large_first])
@@ -172,7 +173,8 @@ class _Run:
         return Manifest.from_json(data, where=str(self._store.uri.child(key))), info.etag
 
     def _abort_old_uploads(self) -> None:
-        """What a killed publisher left behind. A young one may belong to another that is at work."""
+        """What a killed publisher left behind: looked for when there are signs of one, because starting boto3 takes most
+        of a second. A young upload may belong to a publisher that is at work."""
         for upload in uploads.list_uploads(self._store, f"{self._prefix}/"):
             if upload.initiated < time.time() - ABANDONED:
                 uploads.abort_upload(self._store, upload.key, upload.upload_id)
