@@ -351,8 +351,13 @@ def main() -> None:
     parser.add_argument("--only", help="loaders, with commas between")
     parser.add_argument("--rounds", type=int, help="runs of each (default: 5; quick and link 3)")
     parser.add_argument("--save", metavar="NAME", help="also write bench/results/NAME.json")
+    parser.add_argument("--show", metavar="NAME", help="print what was saved, and run nothing")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.show:
+        rows = json.loads((RESULTS / f"{options.show}.json").read_text())["rows"]
+        print(json.dumps(rows, indent=1) if options.json else table(rows))
+        return
     if options.link and not options.inside:
         os.execvp("unshare", ["unshare", "-n", sys.executable, __file__, *sys.argv[1:], "--inside"])
     if options.inside:
