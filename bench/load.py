@@ -277,21 +277,22 @@ def run(options: argparse.Namespace) -> list[Row]:
             bench.publish("half-gigabyte", Shape(layers=3), 2)
             rows = bench.rows(everyone or QUICK, "half-gigabyte", 1, options.rounds or 3, None)
             return rows + bench.rows(("onecopy",), "half-gigabyte", 4, 1, None)
+        rows: list[Row] = []
+        bench.publish("tinyllama", Shape(), 1)
         if options.inside:
-            bench.publish("tinyllama", Shape(), 1)
-            rows = []
             for gbps in (1.0, 2.5, 5.0):
                 bench.shape_link(gbps)
                 rows += bench.rows(everyone or QUICK, "tinyllama", 1, options.rounds or 3, gbps)
             return rows
-        rounds = options.rounds or 5
-        peers = everyone or tuple(name for name in _loaders())
-        bench.publish("tinyllama", Shape(), 1)
-        rows = bench.rows(peers, "tinyllama", 1, rounds, None)
-        for replicas in () if options.only else (2, 4, 8):
-            rows += bench.rows(REPLICAS, "tinyllama", replicas, min(3, rounds), None)
-        bench.publish("many-shards", Shape(), 16)
-        return rows + bench.rows(peers, "many-shards", 1, rounds, None)
+        if options.part in ("all", "peers"):
+            rows += bench.rows(everyone or _loaders(), "tinyllama", 1, options.rounds or 5, None)
+        if options.part in ("all", "replicas"):
+            for replicas in (1, 2, 4, 8):
+                rows += bench.rows(everyone or REPLICAS, "tinyllama", replicas, options.rounds or 3, None)
+        if options.part in ("all", "shards"):
+            bench.publish("many-shards", Shape(), 16)
+            rows += bench.rows(everyone or _loaders(), "many-shards", 1, options.rounds or 5, None)
+        return rows
 
 
 def table(rows: list[Row]) -> str:
@@ -347,6 +348,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="half a gigabyte, four loaders")
     parser.add_argument("--json", action="store_true", help="rows as JSON on stdout (else a table)")
+    parser.add_argument("--part", choices=("all", "peers", "replicas", "shards"), default="all")
     parser.add_argument("--link", action="store_true", help="links of 1, 2.5 and 5 Gbps instead of loopback (root)")
     parser.add_argument("--only", help="loaders, with commas between")
     parser.add_argument("--rounds", type=int, help="runs of each (default: 5; quick and link 3)")
