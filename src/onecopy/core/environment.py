@@ -27,6 +27,7 @@ REGISTER: dict[str, str] = {
     "AWS_PROFILE": "Profile of the AWS configuration files to use for the store (needs `onecopy[aws]`).",
     "AWS_SHARED_CREDENTIALS_FILE": "AWS credentials file (default: ~/.aws/credentials).",
     "AWS_CONFIG_FILE": "AWS configuration file (default: ~/.aws/config).",
+    "AWS_SKIP_SIGNATURE": "Any value: requests to a public bucket are not signed.",
     "HF_TOKEN": "Token for gated and private models on the hub.",
     "HF_TOKEN_PATH": "File that holds the hub token.",
 }

@@ -12,6 +12,7 @@
     │   ├── ObjectMissing
     │   ├── PreconditionFailed    a conditional put or get met another version
     │   ├── RateLimited           429/503 after every retry
+    │   ├── StoreFailing          5xx: the store's own fault, after every retry
     │   └── StoreFull             quota or disk of the store
     ├── IntegrityError            bytes that are not what the manifest, or the source, says they are
     ├── ModelError                a checkpoint that cannot be served: no config, a torn safetensors file
@@ -86,6 +87,11 @@ class PreconditionFailed(StoreError):
 
 
 class RateLimited(StoreError):
+    retry_after: float | None = None
+    """Seconds that the store asked to be left alone."""
+
+
+class StoreFailing(StoreError):
     pass
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from onecopy.core.errors import StoreUnreachable
-from onecopy.storage.store import ObjectInfo, Store
+from onecopy.storage.store import ObjectInfo, RangeBody, Store, WholeBody
 from onecopy.storage.uri import StoreUri
 
 if TYPE_CHECKING:
@@ -73,6 +73,17 @@ class FaultyStore:
         with self._call("get_range", key) as fault:
             data = self.inner.get_range(key, start, end, if_match=if_match)
             return _flipped(data) if _is_flip(fault) else data
+
+    @contextmanager
+    def open_range(
+        self, key: str, start: int, end: int, *, if_match: str | None = None, timeout: float = 60.0
+    ) -> Iterator[RangeBody]:
+        opened = self.inner.open_range(key, start, end, if_match=if_match, timeout=timeout)
+        with self._call("open_range", key) as fault, opened as body:
+            yield WholeBody(_flipped(b"".join(bytes(piece) for piece in body))) if _is_flip(fault) else body
+
+    def release(self) -> None:
+        self.inner.release()
 
     def put(self, key: str, data: Buffer, *, create: bool = False, if_match: str | None = None) -> ObjectInfo:
         with self._call("put", key):

@@ -15,7 +15,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -36,16 +36,24 @@ from onecopy.core.errors import (
     PreconditionFailed,
     RateLimited,
     StoreError,
+    StoreFailing,
     StoreFull,
     StoreUnreachable,
     WrongRegion,
 )
 from onecopy.core.redact import Secret, redact
-from onecopy.storage.store import ObjectInfo, Store
+from onecopy.storage.direct import DirectReader
+from onecopy.storage.store import ObjectInfo, RangeBody, Store, WholeBody
 from onecopy.storage.uri import StoreUri
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+
+_SIGNED_FOR = timedelta(minutes=15)
+"""Each request is signed for itself; this only has to outlast the way to the server and a clock that is a little off."""
+_SILENCE = 10.0
+"""Seconds without a byte after which a range is asked for again: S3 answers within a second or not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +104,8 @@ class ObjectStore:
         self.endpoint = _endpoint(options)
         self.region = _region(options)
         self._store = _make(uri, options)
+        self._direct = self._make_direct()
+        self._once: Any = None  # without retries; made when first needed
 
     @property
     def uri(self) -> StoreUri:
@@ -111,11 +121,48 @@ class ObjectStore:
             return bytes(result.bytes()), _info(result.meta)
 
     def get_range(self, key: str, start: int, end: int, *, if_match: str | None = None) -> Buffer:
+        return self._get_range(self._store, key, start, end, if_match)
+
+    @contextmanager
+    def open_range(
+        self, key: str, start: int, end: int, *, if_match: str | None = None, timeout: float = 60.0
+    ) -> Iterator[RangeBody]:
+        if self._direct is not None:
+            with self._direct.open(key, start, end, if_match, timeout) as body:
+                yield body
+            return
+        if self._once is None:
+            self._once = _make(self._uri, replace(self.options, retries=0))
+        yield WholeBody(self._get_range(self._once, key, start, end, if_match))
+
+    def release(self) -> None:
+        if self._direct is not None:
+            self._direct.close()
+
+    def _make_direct(self) -> DirectReader | None:
+        """None where the plain way does not do: other clouds, a proxy, requests that are not to be signed."""
+        if self._uri.scheme != "s3" or environment.read("AWS_SKIP_SIGNATURE") or _proxied(self.endpoint):
+            return None
+
+        def sign(key: str) -> str:
+            with self._translated("read", key):
+                return obstore.sign(self._store, "GET", key, _SIGNED_FOR)
+
+        return DirectReader(
+            self._uri,
+            sign,
+            lambda error, key: translate(error, "read", self._uri, key),
+            ca_file=self.options.ca_file,
+            connect_timeout=self.options.connect_timeout,
+            silence=min(_SILENCE, self.options.request_timeout),
+        )
+
+    def _get_range(self, store: Any, key: str, start: int, end: int, if_match: str | None) -> Buffer:
         with self._translated("read", key):
             options: Any = {"range": (start, end)}
             if if_match is not None:
                 options["if_match"] = if_match
-            data = obstore.get(self._store, key, options=options).bytes()
+            data = obstore.get(store, key, options=options).bytes()
         if len(data) != end - start:
             raise IntegrityError(f"{self._uri.child(key)}: asked for bytes {start}–{end}, got {len(data)}")
         return cast("Buffer", data)
@@ -244,6 +291,16 @@ def _endpoint(options: StoreOptions) -> str | None:
     return options.endpoint or environment.read("AWS_ENDPOINT_URL_S3") or environment.read("AWS_ENDPOINT_URL")
 
 
+def _proxied(endpoint: str | None) -> bool:
+    """A proxy is set, and it is not for loopback: obstore knows how to go through one."""
+    if endpoint and re.match(r"https?://(127\.|localhost\b|\[::1\])", endpoint):
+        return False
+    return any(
+        environment.prefixed(name)
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+    )
+
+
 def _region(options: StoreOptions) -> str:
     named = options.region or environment.read("AWS_REGION") or environment.read("AWS_DEFAULT_REGION")
     return named or "us-east-1"
@@ -343,7 +400,12 @@ def translate(error: Exception, action: str, uri: StoreUri, key: str) -> StoreEr
             f"no credentials for {uri} in the environment, and no instance or pod identity answers",
             hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
         )
-    if code in _CREDENTIALS or "MissingCredentials" in text or isinstance(error, oe.UnauthenticatedError):
+    if (
+        code in _CREDENTIALS
+        or "MissingCredentials" in text
+        or isinstance(error, oe.UnauthenticatedError)
+        or status == 401
+    ):
         return CredentialsInvalid(
             f"the store refused the credentials{_CREDENTIALS.get(code, '')} for {uri}: {code or 'unauthenticated'}",
             hint="set the clock"
@@ -356,11 +418,14 @@ def translate(error: Exception, action: str, uri: StoreUri, key: str) -> StoreEr
         return WrongRegion(f"bucket {uri.bucket} is in another region", hint=f"set AWS_REGION to {name}")
     if code in _FULL_CODES or "No space left" in text or "Disk quota exceeded" in text or status == 507:
         return StoreFull(f"the store is full: {where}", hint="free space or raise the quota")
-    if isinstance(error, oe.PreconditionError | oe.AlreadyExistsError | oe.NotModifiedError | FileExistsError):
+    if (
+        isinstance(error, oe.PreconditionError | oe.AlreadyExistsError | oe.NotModifiedError | FileExistsError)
+        or status == 412
+    ):
         return PreconditionFailed(f"{where}: another version is there")
-    if isinstance(error, oe.NotFoundError | FileNotFoundError):
+    if isinstance(error, oe.NotFoundError | FileNotFoundError) or status == 404:
         return ObjectMissing(f"not in the store: {where}")
-    if isinstance(error, oe.PermissionDeniedError | PermissionError) or code == "AccessDenied":
+    if isinstance(error, oe.PermissionDeniedError | PermissionError) or code == "AccessDenied" or status == 403:
         return PermissionDenied(
             f"no permission to {action} {where}",
             hint="the identity needs it on this prefix; `onecopy doctor` prints the policy",
@@ -376,4 +441,6 @@ def translate(error: Exception, action: str, uri: StoreUri, key: str) -> StoreEr
             f"no answer from the store {uri}", hint="check the endpoint and the network: `onecopy doctor`"
         )
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    if status >= 500:
+        return StoreFailing(f"the store failed to {action} {where}: {code or status}", hint="try again later")
     return StoreError(f"the store failed to {action} {where}: {first}")
