@@ -41,6 +41,7 @@ COMMANDS: dict[str, Entry] = {
     "render": Entry("render", "Clusters", "Write what apply would send as files, for GitOps."),
     "aws": Entry("aws", "Clusters", "What only AWS has: policy, kubeconfig, tokens, drift, orphans."),
     "model": Entry("model", "Registry", "Publish, list, check and care for models in object storage."),
+    "cache": Entry("cache", "Registry", "Fill, show and evict the node cache; run the node agent."),
     "doctor": Entry("doctor", "Help", "Look before you apply: every finding with its fix."),
     "version": Entry("version", "Help", "Print the version."),
 }

@@ -29,6 +29,12 @@ def _counter(name: str, unit: str, text: str, *labels: str) -> Metric:
     return Metric(name, "counter", unit, text, labels)
 
 
+def _agent(name: str, unit: str, text: str, *labels: str) -> Metric:
+    return Metric(
+        f"onecopy_agent_{name}", "counter" if name.endswith("_total") else "gauge", unit, text, labels, "agent"
+    )
+
+
 STACK_UP = _gauge("onecopy_stack_up", "1", "1 while the stack is in this state.", "state")
 PHASE_SECONDS = _gauge("onecopy_phase_seconds", "seconds", "How long each phase of the start took; `total` is to the first answer.", "phase")  # fmt: skip
 
@@ -52,6 +58,19 @@ LOAD_SECONDS = _gauge("onecopy_load_seconds", "seconds", "The replica's last loa
 LOAD_BYTES = _gauge("onecopy_load_bytes", "bytes", "Bytes of that load, by where they came from.", "replica", "source")
 
 STORAGE_USD = _gauge("onecopy_storage_usd_month", "USD", "Storage at AWS list prices: `disk` a gp3 disk a replica, `own` one copy in S3. Starts are not in it.", "kind")  # fmt: skip
+
+AGENT_STORE_READ_BYTES = _agent("store_read_bytes_total", "bytes", "Read from the store, what was thrown away included.", "model")  # fmt: skip
+AGENT_FILLED_BYTES = _agent("filled_bytes_total", "bytes", "Verified and written into the node cache.", "model")
+AGENT_AMPLIFICATION = _agent("read_amplification_ratio", "ratio", "Bytes read by bytes filled: 1 is no byte read twice.", "model")  # fmt: skip
+AGENT_FILLS = _agent("fills_total", "1", "Fills of this node, and tries that failed.", "model", "result")
+AGENT_FILL_SECONDS = _agent("fill_seconds", "seconds", "How long the last fill took.", "model")
+AGENT_RETRIES = _agent("retries_total", "1", "Ranges asked for again, by what went wrong.", "cause")
+AGENT_HEDGES = _agent("hedges_total", "1", "Slow ranges that were asked for a second time.")
+AGENT_READY = _agent("ready", "1", "1 when what is wanted of the model is whole on this node.", "model", "wanted")
+AGENT_CACHE_BYTES = _agent("cache_bytes", "bytes", "Taken by a revision on this node.", "model", "revision")
+AGENT_LEASED = _agent("leased", "1", "1 while a reader holds the revision.", "model", "revision")
+AGENT_EVICTED_BYTES = _agent("evicted_bytes_total", "bytes", "Removed from the node cache.")
+AGENT_FREE_BYTES = _agent("cache_free_bytes", "bytes", "Free on the file system under the node cache.")
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}
