@@ -1,6 +1,6 @@
 """Start to ready through the real vLLM, and the memory of N replicas: our load format against vLLM's own.
 
-    python bench/startup.py                    every row (about 5 minutes on 2 quiet cores; plain starts up to N = 2), saved in bench/results/startup.json
+    python bench/startup.py                    every row (about 5 minutes on 2 quiet cores; one plain start), saved in bench/results/startup.json
     python bench/startup.py --quick --json     one run of N = 2, printed
 
 Rows: how replicas start (`fork`: one process has imported vLLM; `plain`: each imports it), the load format, N. Seconds
@@ -152,7 +152,7 @@ def main() -> None:
                     if not forks:
                         sys.exit(f"cannot fork: {why}")
                 for load_format in ("onecopy", "safetensors"):
-                    for count in counts if start == "fork" else counts[:2]:
+                    for count in counts if start == "fork" else counts[:1]:
                         runs = 1 if options.quick or start == "plain" else options.runs
                         args = (server, engine, revision, start, load_format, count)
                         rows.append(median([measure(*args) for _ in range(runs)]))

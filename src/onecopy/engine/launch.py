@@ -87,7 +87,9 @@ def replica_env(spec: EngineSpec, **changes: str) -> dict[str, str]:
         "ONECOPY_LOAD_REPORTS": str(spec.reports) if spec.reports else None,
     }
     if spec.engine.cpu:
-        cores = max(1, len(os.sched_getaffinity(0)) // spec.replicas)
+        # one core less than its share: the API server needs some, and threads that wait for each other spin; on a busy
+        # machine two threads on two cores decoded at 3 tokens/s where one did 30
+        cores = max(1, len(os.sched_getaffinity(0)) // spec.replicas - 1)
         # left to the scheduler: vLLM's own binding puts every replica's first thread on core 0
         settings |= {"OMP_NUM_THREADS": str(cores), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         if not any(_COMPILE_ARGS.match(argument) for argument in spec.engine_args):
