@@ -200,10 +200,16 @@ class Bench:
         runs: dict[str, list[Row]] = {loader: [] for loader in loaders}
         for _ in range(rounds):
             for loader in loaders:
-                runs[loader].append(self.load(loader, checkpoint, replicas))
+                try:
+                    runs[loader].append(self.load(loader, checkpoint, replicas))
+                except RuntimeError as error:  # one peer that fails must not take the others' figures with it
+                    print(f"{checkpoint} {loader} x{replicas} failed: {error}", file=sys.stderr)
+                    continue
                 print(f"{checkpoint} {loader} x{replicas}: {runs[loader][-1]['seconds']:.2f} s", file=sys.stderr)
         rows: list[Row] = []
         for loader, each in runs.items():
+            if not each:
+                continue
             middle = {key: statistics.median(run[key] for run in each) for key in each[0]}
             ints = {key: int(middle[key]) for key in ("peak_bytes", "server_bytes")}
             rounded = {key: round(value, 4) for key, value in middle.items()}
@@ -212,6 +218,9 @@ class Bench:
                 head | {"replicas": replicas} | rounded | ints | {"runs": [round(run["seconds"], 3) for run in each]}
             )
         return rows
+
+    def replicas(self, checkpoint: str, loaders: tuple[str, ...], rounds: int) -> list[Row]:
+        return [row for count in (1, 2, 4, 8) for row in self.rows(loaders, checkpoint, count, rounds, None)]
 
     def shape_link(self, gbps: float) -> None:
         """What leaves the S3 port goes at `gbps`; the server's own traffic stays free."""
@@ -275,6 +284,8 @@ def run(options: argparse.Namespace) -> list[Row]:
         everyone = tuple(options.only.split(",")) if options.only else None
         if options.quick:
             bench.publish("half-gigabyte", Shape(layers=3), 2)
+            if options.part == "replicas":
+                return bench.replicas("half-gigabyte", everyone or REPLICAS, options.rounds or 1)
             rows = bench.rows(everyone or QUICK, "half-gigabyte", 1, options.rounds or 3, None)
             return rows + bench.rows(("onecopy",), "half-gigabyte", 4, 1, None)
         rows: list[Row] = []
@@ -287,8 +298,7 @@ def run(options: argparse.Namespace) -> list[Row]:
         if options.part in ("all", "peers"):
             rows += bench.rows(everyone or _loaders(), "tinyllama", 1, options.rounds or 5, None)
         if options.part in ("all", "replicas"):
-            for replicas in (1, 2, 4, 8):
-                rows += bench.rows(everyone or REPLICAS, "tinyllama", replicas, options.rounds or 3, None)
+            rows += bench.replicas("tinyllama", everyone or REPLICAS, options.rounds or 3)
         if options.part in ("all", "shards"):
             bench.publish("many-shards", Shape(), 16)
             rows += bench.rows(everyone or _loaders(), "many-shards", 1, options.rounds or 5, None)

@@ -156,7 +156,7 @@ def s3fs() -> Load:
         fs = sdk.S3FileSystem(client_kwargs={"endpoint_url": task["endpoint"], "region_name": task["region"]})
 
         def read(key: str, start: int, view: memoryview) -> None:
-            view[:] = fs.cat_file(f"{task['bucket']}/{key}", start, start + len(view))
+            view[:] = fs.cat_file(f"{task['bucket']}/{key}", start=start, end=start + len(view))
 
         return _ranges(task, read)
 
