@@ -155,6 +155,8 @@ def _give_endpoint(result: tuple[str, dict[str, Any]]) -> None:
         cluster["endpoint"] = attributes["Endpoint"] = wanted["endpoint"]
         cluster["certificateAuthority"] = {"data": wanted["ca"]}
         attributes["CertificateAuthorityData"] = wanted["ca"]
+    if "creator" in wanted:  # EKS makes whoever creates a cluster its administrator
+        accepted(eks._create_access_entry(name, wanted["creator"]))
 
 
 def extra_eks(method: str, path: str, headers: Any, body: bytes, query: dict[str, Any]) -> Any:

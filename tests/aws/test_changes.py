@@ -47,6 +47,13 @@ def test_what_would_lose_everything_is_refused() -> None:
         assert changes.refusals([change("It", kind, Replacement="False"), change("It", kind, "Add")]) == []
 
 
+def test_nodes_that_wait_for_calico_are_in_the_plan() -> None:
+    later = {"Resources": {**TEMPLATE["Resources"], "CpuNodes": {"Type": "AWS::EKS::Nodegroup"}}}
+    now = {change.name: change for change in changes.plan_changes([], TEMPLATE, later=later)}
+    assert (now["CpuNodes"].action, now["CpuNodes"].note) == ("create", "once Calico is installed")
+    assert {change.action for change in changes.plan_changes([], later)} == {"no-op"}
+
+
 def test_a_retained_resource_is_said_to_be_kept() -> None:
     (bucket, *_) = changes.plan_changes(
         [change("ModelBucket", "AWS::S3::Bucket", "Remove", PolicyAction="Retain")], TEMPLATE

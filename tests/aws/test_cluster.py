@@ -71,7 +71,13 @@ def cluster(aws: Emulator, tmp_path: Path) -> Iterator[Cluster]:
     made.webhook = f"{aws.endpoint}/_ministack/eks-auth/{session().identity.account}/{REGION}/{NAME}/{secret}"
     with made as running:
         config = json.loads(running.kubeconfig.read_text())["clusters"][0]["cluster"]
-        aws.set(endpoint=config["server"], ca=config["certificate-authority-data"], webhook_token=secret)
+        arn = f"arn:aws:iam::{session().identity.account}:user/operator"
+        aws.set(
+            endpoint=config["server"],
+            ca=config["certificate-authority-data"],
+            webhook_token=secret,
+            creator={"principalArn": arn, "username": "operator", "kubernetesGroups": ["operators"]},
+        )
         assert base64.b64decode(config["certificate-authority-data"]).startswith(b"-----BEGIN")
         found = plane.connect(running.kubeconfig)
         add_node(found, "cpu-1", labels={"workload-type": "cpu"})
@@ -82,7 +88,7 @@ def cluster(aws: Emulator, tmp_path: Path) -> Iterator[Cluster]:
 @pytest.fixture
 def operator(cluster: Cluster) -> dict[str, str]:
     """Somebody with every right in the account and none of the cluster's own passwords. EKS makes whoever creates a
-    cluster its administrator; the emulator makes nobody, so the entry and its binding are made here."""
+    cluster its administrator; on the emulator the binding is made here."""
     iam = client("iam")
     iam.create_user(UserName="operator")
     iam.attach_user_policy(UserName="operator", PolicyArn="arn:aws:iam::aws:policy/AdministratorAccess")
@@ -135,10 +141,12 @@ source = "folder"
 revision = "{REVISION}"
 [aws.cluster]
 public_cidrs = ["198.51.100.7/32"]
+cni = "calico"
 [aws.gpu_nodes]
 enabled = false
 [aws.addons.charts]
 aws-load-balancer-controller = "{balancer}"
+tigera-operator = "{balancer}"
 [kubernetes]
 delivery = "stream"
 model_bytes = "1Gi"
@@ -150,22 +158,11 @@ charts = {{ vllm_stack = "{chart}" }}
     for name in ("HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"):
         env[name] = str(tmp_path / name.lower())
 
-    # the account half alone, then the entry that EKS would have made for whoever created the cluster
-    onecopy("apply", "--yes", "--json", env={**env, "ONECOPY_AWS_WORKLOADS": "false"}, cwd=tmp_path)
-    account = session().identity.account
-    entry = {
-        "principalArn": f"arn:aws:iam::{account}:user/operator",
-        "username": "operator",
-        "kubernetesGroups": ["operators"],
-    }
-    client("eks").create_access_entry(clusterName=NAME, **entry)
-
     with Hand(cluster, tmp_path / "nodes"):
         plan = onecopy("plan", "--json", env=env, cwd=tmp_path)
-        groups = {change["group"] for change in plan["changes"] if change["action"] != "no-op"}
-        assert "charts" in groups
-        assert "serving" in groups
-        assert "aws" not in groups
+        later = {change["name"] for change in plan["changes"] if change["note"] == "once Calico is installed"}
+        assert {"CpuNodes", "CorednsAddon"} <= later
+        assert client("eks").list_clusters()["clusters"] == []
         applied = onecopy("apply", "--yes", "--json", env=env, cwd=tmp_path)
         assert applied["outputs"]["aws"]["ClusterName"] == NAME
         again = onecopy("plan", "--json", env=env, cwd=tmp_path)
@@ -176,6 +173,8 @@ charts = {{ vllm_stack = "{chart}" }}
         settings = cluster.get("v1", "ConfigMap", "balancer", "kube-system")
         assert settings is not None
         assert settings["data"] == {"cluster": NAME, "vpc": vpc}
+        assert len(client("eks").list_nodegroups(clusterName=NAME)["nodegroups"]) == 1, "made once Calico was there"
+        assert "vpc-cni" not in client("eks").list_addons(clusterName=NAME)["addons"]
         replicas = cluster.list("v1", "Pod", namespace=NAME, labels={"onecopy.dev/component": "replica"})
         assert {pod["spec"]["nodeName"] for pod in replicas} == {"cpu-1"}
         # the role is bound to the very account that the replicas run as

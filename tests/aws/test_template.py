@@ -102,9 +102,12 @@ def test_calico_means_no_aws_node_and_nodes_that_wait() -> None:
     assert "vpc-cni" not in addons
     node_role = template["Resources"]["NodeRole"]["Properties"]["ManagedPolicyArns"]
     assert not any("CNI" in str(arn) for arn in node_role)
-    waiting = {title for title, resource in template["Resources"].items() if resource.get("Condition") == "WithNodes"}
-    assert waiting == {"CpuNodes", "GpuNodes", "CorednsAddon", "MetricsServerAddon"}
-    assert template["Parameters"]["Nodes"]["Default"] == "no"
+    without = build({"aws": {"cluster": {"cni": "calico"}}}, Choices(nodes=False))
+    assert {"CpuNodes", "GpuNodes", "CorednsAddon", "MetricsServerAddon"} <= set(template["Resources"]) - set(
+        without["Resources"]
+    )
+    assert set(without["Resources"]) < set(template["Resources"])
+    assert rules.findings(without) == []
 
 
 def test_nodes_wait_for_the_pod_network_and_the_way_out() -> None:

@@ -87,6 +87,7 @@ def choices(draw: st.DrawFn) -> Choices:
         api_cidrs=draw(st.sampled_from([(), ("198.51.100.7/32",)])),
         addon_versions=draw(st.sampled_from([{}, {"coredns": "v1.12.1-eksbuild.2"}])),
         create_bucket=draw(st.booleans()),
+        nodes=draw(st.booleans()),
     )
 
 

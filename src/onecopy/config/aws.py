@@ -270,6 +270,8 @@ class AwsConfig(Section):
         for (name, one), (other, two) in combinations(ranges.items(), 2):
             if ipaddress.ip_network(one).overlaps(ipaddress.ip_network(two)):
                 raise ValueError(f"{name} {one} overlaps {other} {two}")
+        if self.cluster.cni == "calico" and not self.workloads:
+            raise ValueError("cni = calico needs workloads = true: no node gets Ready before Calico is installed")
         if self.cluster.cni == "calico" and "vpc-cni" in self.addons.versions:
             raise ValueError("addons.versions names vpc-cni, and cni = calico leaves it out")
         return self

@@ -40,16 +40,16 @@ def title(addon: str) -> str:
 
 def add_first_addons(template: Template, inputs: Inputs) -> list[str]:
     """Returns their logical ids."""
-    return [_add(template, inputs, name, [], None) for name in wanted_addons(inputs) if name in FIRST]
+    return [_add(template, inputs, name, []) for name in wanted_addons(inputs) if name in FIRST]
 
 
-def add_later_addons(template: Template, inputs: Inputs, *, condition: str | None) -> None:
+def add_later_addons(template: Template, inputs: Inputs) -> None:
     for name in wanted_addons(inputs):
         if name not in FIRST:
-            _add(template, inputs, name, ["CpuNodes"], condition)
+            _add(template, inputs, name, ["CpuNodes"])
 
 
-def _add(template: Template, inputs: Inputs, name: str, waits: list[str], condition: str | None) -> str:
+def _add(template: Template, inputs: Inputs, name: str, waits: list[str]) -> str:
     optional: dict[str, Any] = {}
     pinned: dict[str, str] = {**inputs.choices.addon_versions, **inputs.aws.addons.versions}
     if version := pinned.get(name):
@@ -64,8 +64,6 @@ def _add(template: Template, inputs: Inputs, name: str, waits: list[str], condit
             optional["ServiceAccountRoleArn"] = GetAtt(role, "Arn")
     if waits:
         optional["DependsOn"] = waits
-    if condition:
-        optional["Condition"] = condition
     addon = template.add_resource(
         eks.Addon(
             title(name),

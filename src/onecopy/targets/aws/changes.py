@@ -18,16 +18,26 @@ _TIMES = {
 }
 
 
-def plan_changes(proposed: Iterable[Mapping[str, Any]], template: Mapping[str, Any]) -> list[Change]:
-    """Changed resources as AWS tells them; all others of the template as no-ops."""
+def plan_changes(
+    proposed: Iterable[Mapping[str, Any]], template: Mapping[str, Any], *, later: Mapping[str, Any] | None = None
+) -> list[Change]:
+    """Changed resources as AWS tells them; all others of the template as no-ops.
+
+    later: the template that this apply goes on to once Calico is installed.
+    """
     changed = [_change(change) for change in proposed]
     names = {change.name for change in changed}
+    following = [
+        Change(group=GROUP, kind=_short(body["Type"]), name=name, action="create", note="once Calico is installed")
+        for name, body in sorted((later or template)["Resources"].items())
+        if name not in template["Resources"]
+    ]
     same = [
         Change(group=GROUP, kind=_short(body["Type"]), name=name, action="no-op")
         for name, body in sorted(template["Resources"].items())
-        if name not in names and body.get("Condition") is None
+        if name not in names
     ]
-    return [*changed, *same]
+    return [*changed, *following, *same]
 
 
 def refusals(proposed: Iterable[Mapping[str, Any]]) -> list[str]:

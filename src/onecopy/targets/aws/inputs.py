@@ -33,7 +33,7 @@ _BUCKET = re.compile(r"^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$")
 class Choices:
     """zones: empty leaves them to AWS (`Fn::GetAZs`). gpu_zones: how many of the zones, from the first, offer the GPU.
 
-    api_cidrs: who reaches the API server from outside; empty makes it private. bucket_key: KMS key of an adopted bucket.
+    nodes: False leaves out what needs a pod network, until Calico is there. api_cidrs: who reaches the API server from outside; empty makes it private. bucket_key: KMS key of an adopted bucket.
     """
 
     zones: tuple[str, ...] = ()
@@ -42,6 +42,7 @@ class Choices:
     addon_versions: dict[str, str] = field(default_factory=dict[str, str])
     create_bucket: bool = True
     bucket_key: str | None = None
+    nodes: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None}
@@ -57,6 +58,7 @@ class Choices:
             addon_versions=dict(stored.get("addon_versions", new.addon_versions)),
             create_bucket=bool(stored.get("create_bucket", new.create_bucket)),
             bucket_key=stored.get("bucket_key"),
+            nodes=bool(stored.get("nodes", new.nodes)),
         )
 
 

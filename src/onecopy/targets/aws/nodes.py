@@ -21,10 +21,8 @@ GPU_TAINT = "nvidia.com/gpu"
 CAPACITY = {"on-demand": "ON_DEMAND", "spot": "SPOT", "capacity-block": "CAPACITY_BLOCK"}
 
 
-def add_node_groups(
-    template: Template, inputs: Inputs, network: Network, *, waits: list[str], condition: str | None
-) -> None:
-    """waits: add-ons without which no node gets Ready. condition: of the template, when the pod network comes from outside."""
+def add_node_groups(template: Template, inputs: Inputs, network: Network, *, waits: list[str]) -> None:
+    """waits: add-ons without which no node gets Ready."""
     managed = ["AmazonEKSWorkerNodePolicy", "AmazonEC2ContainerRegistryPullOnly"]
     if not inputs.is_calico:
         # The VPC CNI must work before any pod identity does, so it takes the node's role
@@ -37,9 +35,9 @@ def add_node_groups(
         )
     )
     waits = [*network.waits, *waits]
-    _group(template, inputs, "Cpu", inputs.aws.cpu_nodes, network.private, waits, condition)
+    _group(template, inputs, "Cpu", inputs.aws.cpu_nodes, network.private, waits)
     if inputs.aws.gpu_nodes.enabled:
-        _group(template, inputs, "Gpu", inputs.aws.gpu_nodes, network.gpu, waits, condition)
+        _group(template, inputs, "Gpu", inputs.aws.gpu_nodes, network.gpu, waits)
 
 
 def _group(
@@ -49,7 +47,6 @@ def _group(
     nodes: NodeGroup,
     subnets: tuple[Value, ...],
     waits: list[str],
-    condition: str | None,
 ) -> None:
     gpu = isinstance(nodes, GpuNodesConfig)
     tags = [
@@ -83,8 +80,6 @@ def _group(
     optional: dict[str, Any] = {} if block else {"InstanceTypes": list(nodes.instance_types)}
     if gpu:
         optional["Taints"] = [eks.Taint(Key=GPU_TAINT, Value="true", Effect="NO_SCHEDULE")]
-    if condition:
-        optional["Condition"] = condition
     template.add_resource(
         eks.Nodegroup(
             f"{title}Nodes",

@@ -41,7 +41,6 @@ class StackState:
     reason: str
     token: str
     outputs: Mapping[str, str]
-    parameters: Mapping[str, str]
     template: Mapping[str, Any]
 
     @property
@@ -102,7 +101,6 @@ class Stacks:
             reason=redact(stack.get("StackStatusReason", "")),
             token=f"{stack['StackId']}@{updated.isoformat()}@{stack['StackStatus']}",
             outputs={output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])},
-            parameters={p["ParameterKey"]: p["ParameterValue"] for p in stack.get("Parameters", [])},
             template=template,
         )
 
@@ -117,7 +115,6 @@ class Stacks:
         *,
         current: StackState | None,
         tags: Mapping[str, str],
-        parameters: Mapping[str, str] | None = None,
     ) -> ChangeSet:
         """Makes a change set and reads it. A new stack is left under review until `discard` or `execute`.
 
@@ -131,9 +128,6 @@ class Stacks:
             "TemplateBody": compact(dict(template)),
             "Capabilities": ["CAPABILITY_IAM"],
             "Tags": [{"Key": key, "Value": value} for key, value in sorted(tags.items())],
-            "Parameters": [
-                {"ParameterKey": key, "ParameterValue": value} for key, value in sorted((parameters or {}).items())
-            ],
             # What was made stays when a later part fails: the next apply goes on from there, instead of waiting for a
             # roll back of a control plane that took ten minutes. An update that fails goes back to what ran before.
             "OnStackFailure": "DO_NOTHING" if current is None or current.status == "CREATE_FAILED" else "ROLLBACK",
@@ -146,7 +140,9 @@ class Stacks:
         deadline = time.monotonic() + CHANGE_SET_DEADLINE
         while True:
             with translated("cloudformation:DescribeChangeSet"):
-                page = self._api.describe_change_set(ChangeSetName=identity, StackName=self.name)
+                page = self._api.describe_change_set(
+                    ChangeSetName=identity, StackName=self.name, IncludePropertyValues=True
+                )
             status, reason = page["Status"], page.get("StatusReason", "")
             if status == "CREATE_COMPLETE":
                 break
@@ -167,7 +163,10 @@ class Stacks:
                 return ChangeSet(identity, is_create, tuple(changes))
             with translated("cloudformation:DescribeChangeSet"):
                 page = self._api.describe_change_set(
-                    ChangeSetName=identity, StackName=self.name, NextToken=page["NextToken"]
+                    ChangeSetName=identity,
+                    StackName=self.name,
+                    IncludePropertyValues=True,
+                    NextToken=page["NextToken"],
                 )
 
     def discard(self, change_set: ChangeSet) -> None:

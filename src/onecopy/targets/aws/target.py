@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from onecopy.targets.aws.orphans import Orphans
 from onecopy.targets.aws.preflight import Preflight, Report
 from onecopy.targets.aws.session import Session
 from onecopy.targets.aws.stacks import POLL, ChangeSet, Stacks, StackState, digest
-from onecopy.targets.aws.template import NODES_PARAMETER, build_template
+from onecopy.targets.aws.template import build_template
 from onecopy.targets.base import Change, PartStatus, Plan, Rendered, Status, fingerprint
 
 if TYPE_CHECKING:
@@ -143,24 +143,29 @@ class AwsTarget:
         return made
 
     def render(self, out: Path) -> Rendered:
-        inputs = make_inputs(self.config, Choices(api_cidrs=self.config.aws.cluster.public_cidrs))
+        calico = self.config.aws.cluster.cni == "calico"
+        inputs = make_inputs(self.config, Choices(api_cidrs=self.config.aws.cluster.public_cidrs, nodes=not calico))
         out.mkdir(parents=True, exist_ok=True)
-        template = out / "template.json"
-        template.write_text(json.dumps(build_template(inputs), indent=1) + "\n", encoding="utf-8")
+        templates = {"template.json": inputs, **({"template-nodes.json": _with_nodes(inputs)} if calico else {})}
+        files = [out / name for name in templates]
+        for path, made in zip(files, templates.values(), strict=True):
+            path.write_text(json.dumps(build_template(made), indent=1) + "\n", encoding="utf-8")
         warnings: list[str] = []
         if not inputs.choices.api_cidrs:
             warnings.append(
                 "aws.cluster.public_cidrs is not set: the template's API server answers inside its VPC alone"
                 " (`onecopy apply` opens it to the address that it is run from)"
             )
-        if inputs.is_calico:
-            warnings.append("the template makes no nodes until its parameter Nodes is yes: install Calico first")
+        if calico:
+            warnings.append(
+                "template.json makes no nodes: install Calico, then update the stack to template-nodes.json"
+            )
         if not self.config.aws.workloads:
-            return Rendered(files=(template,), warnings=tuple(warnings))
+            return Rendered(files=tuple(files), warnings=tuple(warnings))
         from onecopy.targets.aws.workloads import Workloads, cluster_config
 
         below = Workloads(inputs, cluster_config(inputs, {}, None, region=self.config.aws.region), {}).render(out)
-        return Rendered(files=(template, *below.files), warnings=(*warnings, *below.warnings))
+        return Rendered(files=(*files, *below.files), warnings=(*warnings, *below.warnings))
 
     def drift(self) -> list[dict[str, Any]]:
         """Resources that were changed behind the stack's back: logical id, status, and what differs."""
@@ -208,12 +213,10 @@ class AwsTarget:
         checks.raise_errors()
         inputs = make_inputs(self.config, choices)
         template = build_template(inputs)
-        parameters = {NODES_PARAMETER: "no"} if inputs.is_calico else {}
-        if inputs.is_calico and state is not None:
-            parameters = {NODES_PARAMETER: state.parameters.get(NODES_PARAMETER, "no")}
-        change_set = self.stacks.propose(template, current=state, tags=inputs.tags, parameters=parameters)
+        change_set = self.stacks.propose(template, current=state, tags=inputs.tags)
         refused = tuple(changes.refusals(change_set.changes))
-        found: list[Change] = changes.plan_changes(change_set.changes, template)
+        later = None if choices.nodes else build_template(_with_nodes(inputs))
+        found: list[Change] = changes.plan_changes(change_set.changes, template, later=later)
         warnings = [*checks.warnings, *(f"{text}: apply refuses this" for text in refused)]
         seen: list[Any] = [state.token if state else None, digest(template), dict(inputs.tags)]
         if self.config.aws.workloads:
@@ -238,19 +241,17 @@ class AwsTarget:
     def _choose(self, state: StackState | None) -> tuple[Report, Choices]:
         if state is None:
             checks = Preflight(self.session, make_inputs(self.config))
-            return checks.report, checks.new_stack()
+            return checks.report, replace(checks.new_stack(), nodes=self.config.aws.cluster.cni == "vpc")
         checks = Preflight(self.session, self._inputs(state))
         return checks.report, checks.existing_stack(Choices.from_dict(state.choices))
 
     def _nodes_after_calico(self, proposal: Proposal, workloads: Workloads, report: Reporter) -> None:
         """Nodes get Ready only with a pod network, and the network needs an API server to be installed in."""
         workloads.install_calico(report=report)
-        nodes = self.stacks.propose(
-            proposal.template,
-            current=self.stacks.read(),
-            tags=proposal.inputs.tags,
-            parameters={NODES_PARAMETER: "yes"},
-        )
+        if proposal.inputs.choices.nodes:
+            return
+        inputs = _with_nodes(proposal.inputs)
+        nodes = self.stacks.propose(build_template(inputs), current=self.stacks.read(), tags=inputs.tags)
         self.stacks.execute(nodes, report=report, total=len(nodes.changes))
 
     def _plan_destroy(self) -> Plan:
@@ -321,6 +322,10 @@ class AwsTarget:
             report(Event("stack", "warning", error.message))
             self.orphans.delete(self.orphans.find(vpc=vpc), report=report)
             self.stacks.delete(report=report, total=len(resources))
+
+
+def _with_nodes(inputs: Inputs) -> Inputs:
+    return replace(inputs, choices=replace(inputs.choices, nodes=True))
 
 
 def _refuse_state(state: StackState | None, name: str) -> None:

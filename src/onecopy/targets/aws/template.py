@@ -1,7 +1,7 @@
 """The whole CloudFormation template, from inputs alone: no call, no clock, no account.
 
 The same inputs give the same bytes. It deploys as it is, from the console too; `apply` adds only the stack's tags.
-With Calico the nodes wait behind the parameter `Nodes`: they can get Ready only once the pod network is installed.
+With Calico there are two, the second with the nodes: they can get Ready only once the pod network is installed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from troposphere import Equals, GetAtt, Output, Parameter, Ref, Sub, Template
+from troposphere import GetAtt, Output, Ref, Sub, Template
 
 from onecopy.core.errors import ConfigError
 from onecopy.targets.aws.addons import add_first_addons, add_later_addons
@@ -22,22 +22,20 @@ from onecopy.targets.aws.storage import Bucket, add_bucket, add_roles
 # CreateChangeSet's limit for a template that is sent in the call itself, and not left in a bucket first
 MAX_BYTES = 51_200
 METADATA = "onecopy"
-NODES_PARAMETER = "Nodes"
-NODES_CONDITION = "WithNodes"
 
 
 def build_template(inputs: Inputs) -> dict[str, Any]:
     """Raises ConfigError when the template grows past what AWS takes."""
     template = Template(Description=f"onecopy stack {inputs.name}: EKS, and one copy of the weights in S3")
     template.set_metadata({METADATA: {"format": 1, "stack": inputs.name, "choices": inputs.choices.as_dict()}})
-    condition = _nodes_condition(template) if inputs.is_calico else None
     network = add_network(template, inputs)
     bucket = add_bucket(template, inputs)
     add_roles(template, inputs, bucket)
     add_cluster(template, inputs, network)
     first = add_first_addons(template, inputs)
-    add_node_groups(template, inputs, network, waits=first, condition=condition)
-    add_later_addons(template, inputs, condition=condition)
+    if inputs.choices.nodes:
+        add_node_groups(template, inputs, network, waits=first)
+        add_later_addons(template, inputs)
     _add_outputs(template, inputs, bucket, network.vpc)
     made: dict[str, Any] = json.loads(template.to_json())
     size = len(compact(made).encode())
@@ -52,20 +50,6 @@ def build_template(inputs: Inputs) -> dict[str, Any]:
 def compact(template: dict[str, Any]) -> str:
     """The text that is sent: no white space, stable order."""
     return json.dumps(template, separators=(",", ":"), sort_keys=True)
-
-
-def _nodes_condition(template: Template) -> str:
-    template.add_parameter(
-        Parameter(
-            NODES_PARAMETER,
-            Type="String",
-            Default="no",
-            AllowedValues=["yes", "no"],
-            Description="Make the nodes: yes, once Calico is installed in the cluster (chart tigera-operator)",
-        )
-    )
-    template.add_condition(NODES_CONDITION, Equals(Ref(NODES_PARAMETER), "yes"))
-    return NODES_CONDITION
 
 
 def _add_outputs(template: Template, inputs: Inputs, bucket: Bucket, vpc: Any) -> None:
