@@ -7,6 +7,7 @@ folder is there; a pod that is deleted goes. Containers of our own image are run
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from tests.cluster.plane import free_ports
 
 from onecopy.core.errors import CloudError
 from onecopy.targets.kubernetes.cluster import Cluster
@@ -251,9 +254,9 @@ class Container:
         self.log = self.folder / "log"
         volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
         lines: list[str] = []
-        termination = self.folder / "termination"
-        termination.mkdir()
-        for mount in sorted(container["volumeMounts"], key=lambda m: m["mountPath"] == "/tmp"):
+        for mount in container["volumeMounts"]:
+            if mount["mountPath"] == "/tmp":
+                continue  # the machine's own: the checkout that is tested may lie below it
             volume = volumes[mount["name"]]
             if "hostPath" in volume:
                 host = hand.on_node(node, volume["hostPath"]["path"])
@@ -268,10 +271,13 @@ class Container:
             secret = hand.cluster.get("v1", "Secret", source["secretRef"]["name"], pod["metadata"]["namespace"])
             env |= {key: decoded(value) for key, value in dig_map(secret, "data").items()}
         env |= {item["name"]: item["value"] for item in container.get("env") or [] if "value" in item}
-        # /dev/termination-log is the kubelet's: here a file of the container's own, under the same name
+        # Two things are not the pod's own here: the termination log is a file elsewhere, and the port is a free one,
+        # because all nodes share this machine's network
         argv = [*container.get("command", []), *container.get("args", [])]
-        self._termination = termination / "log"
         argv = [part.replace("/dev/termination-log", str(self.folder / "termination-log")) for part in argv]
+        declared = next((str(port["containerPort"]) for port in container.get("ports") or []), None)
+        self.port = free_ports(1)[0] if declared else 0
+        argv = [str(self.port) if part == declared else part for part in argv]
         with self.log.open("wb") as log:
             self.popen = subprocess.Popen(
                 ["unshare", "--mount", "bash", "-c", _MOUNTED, "container", str(table), *argv],
@@ -283,14 +289,20 @@ class Container:
 
     def ready(self) -> bool:
         probe = dig_map(self.container, "readinessProbe", "httpGet")
-        port = next(
-            (p["containerPort"] for p in self.container.get("ports") or [] if p["name"] == probe.get("port")), None
-        )
+        if not probe:
+            return True
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{probe.get('path')}", timeout=2) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{probe.get('path')}", timeout=2) as answer:
                 return answer.status == 200
         except OSError:
             return False
+
+    def text(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+            return answer.read().decode()
+
+    def ask(self, path: str) -> Object:
+        return json.loads(self.text(path))
 
     def message(self) -> str:
         said = self.folder / "termination-log"

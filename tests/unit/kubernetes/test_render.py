@@ -38,7 +38,7 @@ CASES = [
     for cloud in ("aws", "gcp", "azure", "none")
     for delivery in ("node-cache", "mount", "stream")
     for identity in IDENTITIES[cloud]
-    if (cloud, delivery) != ("none", "mount")
+    if (cloud, delivery) != ("none", "mount") and (cloud, delivery, identity) != ("gcp", "mount", "secret")
 ]
 REVISION = "0123456789abcdef"
 
@@ -206,7 +206,7 @@ def test_mount_is_scoped_to_the_revision(tmp_path: Path) -> None:
             if made["kind"] == "PersistentVolume" and REVISION in made["metadata"]["name"]
             for option in made["spec"]["mountOptions"]
         ]
-        for cloud, identity in (("aws", "pod-identity"), ("gcp", "secret"), ("azure", "secret"))
+        for cloud, identity in (("aws", "pod-identity"), ("gcp", "workload-identity"), ("azure", "secret"))
     }
     assert f"prefix {prefix}/" in options["aws"]
     assert f"only-dir={prefix}" in options["gcp"]
@@ -265,7 +265,9 @@ def test_what_is_insecure_or_cannot_work_is_refused(kubernetes: dict[str, Any], 
         )
 
 
-def test_mount_without_a_cloud_is_refused(tmp_path: Path) -> None:
+def test_mount_without_a_cloud_or_its_identity_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no Secret"):
+        rendered(config("gcp", "mount", "secret"), tmp_path)
     with pytest.raises(ConfigError, match="CSI driver"):
         rendered(config("none", "mount", "secret"), tmp_path)
 

@@ -46,7 +46,7 @@ def _namespace(stack: Stack, name: str, level: str) -> Object:
 def accounts(stack: Stack) -> list[Object]:
     """One account a component; the router alone may ask the cluster something: which pods there are."""
     made = [
-        service_account(stack, "replica", None if stack.kubernetes.delivery == "node-cache" else "reader"),
+        service_account(stack, "replica", "reader" if replicas_read(stack) else None),
         _router_account(stack),
         *_router_rights(stack),
     ]
@@ -55,6 +55,12 @@ def accounts(stack: Stack) -> list[Object]:
     if stack.kubernetes.delivery == "node-cache":
         made.append(service_account(stack, "agent", "reader", namespace=stack.agent_namespace))
     return made
+
+
+def replicas_read(stack: Stack) -> bool:
+    """Whether the replicas' own account reads the store. Mountpoint reads with its driver's."""
+    settings = stack.kubernetes
+    return settings.delivery == "stream" or (settings.delivery == "mount" and settings.cloud != "aws")
 
 
 def _router_account(stack: Stack) -> Object:

@@ -98,6 +98,7 @@ def publish_job(stack: Stack, model: ServedModel) -> Object:
             "spec": {
                 "serviceAccountName": who.service_account,
                 "automountServiceAccountToken": False,
+                "enableServiceLinks": False,
                 "restartPolicy": "Never",
                 "securityContext": {**access.POD_SECURITY, "fsGroup": NON_ROOT},
                 "containers": [container],
@@ -151,6 +152,8 @@ def agent(stack: Stack) -> Object:
     pod: Object = {
         "serviceAccountName": who.service_account,
         "automountServiceAccountToken": False,
+        # A Service that is called onecopy-… would become ONECOPY_… variables, which are settings here
+        "enableServiceLinks": False,
         "terminationGracePeriodSeconds": 30,
         "securityContext": {"runAsUser": 0, "runAsGroup": 0, "seccompProfile": {"type": "RuntimeDefault"}},
         "affinity": node_affinity(stack),
@@ -266,7 +269,7 @@ def _claim(stack: Stack, model: ServedModel, revision: str) -> Object:
 
 
 def _mountpoint(stack: Stack, name: str, prefix: str) -> Object:
-    """Mountpoint S3 CSI v2. The mount pod has the replica's identity (pod) unless the driver's own is a Secret."""
+    """Mountpoint S3 CSI v2."""
     region = stack.config.store.region
     options = [
         f"prefix {prefix}",
@@ -279,7 +282,8 @@ def _mountpoint(stack: Stack, name: str, prefix: str) -> Object:
     ]
     attributes = {
         "bucketName": stack.store.bucket,
-        "authenticationSource": "driver" if stack.identity == "secret" else "pod",
+        # The driver's own account reads for all pods of the stack: `outputs` names it
+        "authenticationSource": "driver",
     }
     if stack.kubernetes.cache.medium == "memory":
         attributes |= {

@@ -197,7 +197,11 @@ def wanted_secrets(stack: Stack) -> list[tuple[str, str, tuple[str, ...]]]:
             stack.store.scheme, ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
         )
         reads_in = stack.agent_namespace if settings.delivery == "node-cache" else stack.namespace
-        made.append((reads_in, principal(stack, "reader") or "", keys))
+        if settings.delivery == "mount" and settings.cloud == "aws":
+            # Mountpoint's driver has a Secret of its own, under a name that cannot be chosen
+            made.append(("kube-system", "aws-secret", ("key_id", "access_key")))
+        else:
+            made.append((reads_in, principal(stack, "reader") or "", keys))
         if publishes:
             made.append((stack.namespace, principal(stack, "writer") or "", keys))
     if settings.api_key_secret:

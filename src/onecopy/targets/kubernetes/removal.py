@@ -79,10 +79,10 @@ def run(stack: Stack, cluster: Cluster, helm: Helm, report: Reporter, *, with_mo
 def prune(cluster: Cluster, objects: Sequence[Object], rollout: Rollout, report: Reporter) -> None:
     """What left the configuration; waits until it is gone."""
     kept = [obj for obj in objects if obj["kind"] != "Namespace"]
-    _delete(cluster, kept, report)
+    _delete(cluster, kept, report, "prune")
     rollout.gone(kept, GONE_DEADLINE, "prune")
     namespaces = [obj for obj in objects if obj["kind"] == "Namespace"]
-    _delete(cluster, namespaces, report)
+    _delete(cluster, namespaces, report, "prune")
     rollout.gone(namespaces, GONE_DEADLINE, "prune")
 
 
@@ -125,9 +125,9 @@ def _replicas_gone(cluster: Cluster, stack: Stack, rollout: Rollout) -> None:
         )
 
 
-def _delete(cluster: Cluster, objects: list[Object], report: Reporter) -> None:
+def _delete(cluster: Cluster, objects: list[Object], report: Reporter, step: str = "destroy") -> None:
     for obj in objects:
-        report(Event("destroy", "progress", message=f"{obj['kind']} {label(obj)}"))
+        report(Event(step, "progress", message=f"{obj['kind']} {label(obj)}"))
         cluster.delete(obj)
 
 

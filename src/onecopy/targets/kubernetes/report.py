@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from onecopy.targets.base import CachedRevision, PartStatus, Status
+from onecopy.targets.kubernetes.access import replicas_read
 from onecopy.targets.kubernetes.cluster import Cluster
 from onecopy.targets.kubernetes.health import judge_live
 from onecopy.targets.kubernetes.identity import principal, service_account_name
 from onecopy.targets.kubernetes.live import label
 from onecopy.targets.kubernetes.serving import ROUTER_SERVICE_PORT, router_service
 from onecopy.targets.kubernetes.stack import LABEL_STACK, Object, Stack, dig, dig_list
+
+DRIVER_ACCOUNT = ("kube-system", "s3-csi-driver-sa")
+"""Of Mountpoint's CSI driver, as its add-on and its chart make it."""
 
 
 def status(stack: Stack, cluster: Cluster) -> Status:
@@ -104,14 +108,14 @@ def outputs(stack: Stack) -> dict[str, Any]:
 
 def identities(stack: Stack) -> dict[str, Any]:
     """Which service account needs which right in the cloud: what an association or a binding names."""
-    reader = "agent" if stack.kubernetes.delivery == "node-cache" else "replica"
-    namespace = stack.agent_namespace if reader == "agent" else stack.namespace
+    if stack.kubernetes.delivery == "node-cache":
+        namespace, account = stack.agent_namespace, service_account_name(stack, "agent")
+    elif replicas_read(stack):
+        namespace, account = stack.namespace, service_account_name(stack, "replica")
+    else:
+        namespace, account = DRIVER_ACCOUNT
     made: dict[str, Any] = {
-        "reader": {
-            "namespace": namespace,
-            "service_account": service_account_name(stack, reader),
-            "principal": principal(stack, "reader"),
-        }
+        "reader": {"namespace": namespace, "service_account": account, "principal": principal(stack, "reader")}
     }
     if any(model.publishable for model in stack.models):
         made["writer"] = {

@@ -27,6 +27,8 @@ STREAM_BUFFER = 4 * GiB
 AGENT_OVERHEAD = 1 * GiB
 """The agent beside the cache that it fills: a Python process and its bounded fetch buffers."""
 PROBE_PERIOD = 10
+PUBLISH_LEAST = 6 * 3600
+"""Seconds: 2 TB at 100 MB/s. The hub's rate is not ours to judge, and a failed job says so by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,9 @@ def size(config: KubernetesConfig, sizes: tuple[int | None, ...], kv_cache: int 
         largest=largest,
         total=total,
         fill_deadline=120 + fetch,
-        # Both legs pass through the job: from the source and to the store
-        publish_deadline=600 + 4 * fetch,
+        # Both legs pass through the job. From the configuration alone, never from the size that is known afterwards: the
+        # deadline is part of the job, and a job that changes is a new one, which would publish again
+        publish_deadline=max(PUBLISH_LEAST, 4 * math.ceil(assumed / rate)),
         start_deadline=start,
         startup_failures=math.ceil(start / PROBE_PERIOD),
         replica_memory=parse_bytes(config.memory) if config.memory else _replica(config, largest, kv_cache),

@@ -167,6 +167,10 @@ def check(stack: Stack) -> None:
             f"kubernetes.delivery: mount on {cloud} needs a {_SCHEMES[cloud]}:// store, not {stack.store}",
             hint="use delivery = node-cache for a store elsewhere",
         )
+    if delivery == "mount" and cloud == "gcp" and stack.identity == "secret":
+        raise ConfigError(
+            "kubernetes.identity.kind: GKE's FUSE driver knows no Secret", hint="use workload-identity, or node-cache"
+        )
     if delivery == "mount" and cloud == "azure" and not kubernetes.azure_resource_group:
         raise ConfigError(
             "kubernetes.azure_resource_group is not set",
