@@ -7,7 +7,6 @@ folder is there; a pod that is deleted goes. Containers of our own image are run
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -300,9 +299,6 @@ class Container:
     def text(self, path: str) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
             return answer.read().decode()
-
-    def ask(self, path: str) -> Object:
-        return json.loads(self.text(path))
 
     def message(self) -> str:
         said = self.folder / "termination-log"

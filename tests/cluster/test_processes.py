@@ -69,10 +69,8 @@ def test_from_an_empty_store_to_weights_on_every_node(
         agents = [p for p in hand.processes.values() if p.container["name"] == "agent"]
         assert len(agents) == 2
         for agent in agents:
-            status = agent.ask("/status")
-            assert status["ready"] is True
-            assert [r["bytes_fetched"] for r in status["revisions"]] == [manifest.total_bytes]
-            assert f'onecopy_store_read_bytes_total{{model="tiny"}} {manifest.total_bytes}' in agent.text("/metrics")
+            assert agent.text("/readyz")
+            assert f'onecopy_agent_filled_bytes_total{{model="tiny"}} {manifest.total_bytes}' in agent.text("/metrics")
             assert keys["AWS_SECRET_ACCESS_KEY"] not in Path(f"/proc/{agent.popen.pid}/cmdline").read_text()
         assert target.status().healthy
         assert not KubernetesTarget(config, cluster=cluster, ask_store=False).plan().has_changes

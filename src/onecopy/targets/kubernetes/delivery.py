@@ -191,6 +191,7 @@ def agent_args(stack: Stack, wanted: list[str]) -> list[str]:
         "--dir", CACHE_MOUNT,
         "--host", "0.0.0.0",  # noqa: S104 - in a pod, behind a network policy
         "--port", str(access.AGENT_PORT),
+        "--max-size", quantity(stack.sizing.cache_bytes),
     ]  # fmt: skip
 
 
