@@ -331,3 +331,54 @@ def test_files_applied_by_hand_give_the_same_cluster(
     made.apply(plan)
     assert made.status().healthy
     made.destroy(made.plan(destroy=True))
+
+
+MONITORING = {
+    "Chart.yaml": "apiVersion: v2\nname: tiny-monitoring\nversion: 82.4.3\n",
+    "crds/podmonitors.yaml": """\
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: podmonitors.monitoring.coreos.com}
+spec:
+  group: monitoring.coreos.com
+  scope: Namespaced
+  names: {kind: PodMonitor, plural: podmonitors, singular: podmonitor, listKind: PodMonitorList}
+  versions:
+    - name: v1
+      served: true
+      storage: true
+      schema: {openAPIV3Schema: {type: object, properties: {spec: {type: object, x-kubernetes-preserve-unknown-fields: true}}}}
+""",
+    "templates/grafana.yaml": """\
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: grafana}
+data: {secret: "{{ .Values.grafana.admin.existingSecret }}"}
+""",
+}
+
+
+def test_monitoring_is_brought_along_with_a_password_made_once(
+    make: Make, hand: Hand, cluster: Cluster, chart: Path, tmp_path: Path
+) -> None:
+    """The operator's kinds come with its chart, in the same apply that makes monitors of them."""
+    for name, text in MONITORING.items():
+        (tmp_path / "monitoring" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "monitoring" / name).write_text(text)
+    charts = {
+        "vllm_stack": str(chart),
+        "vllm_stack_repository": None,
+        "prometheus": str(tmp_path / "monitoring"),
+        "prometheus_repository": None,
+    }
+    config = make(observability={"mode": "install", "namespace": "t-monitoring"}, charts=charts)
+    fill(hand, config, OLD)
+    made = applied(config)
+    password = cluster.get("v1", "Secret", "onecopy-grafana", "t-monitoring")
+    names = {o["metadata"]["name"] for o in cluster.list("monitoring.coreos.com/v1", "PodMonitor")}
+    assert names == {"chat-replica", "chat-router", "chat-agent"}
+    assert not target(config).plan().has_changes
+    made.apply(made.plan())
+    assert cluster.get("v1", "Secret", "onecopy-grafana", "t-monitoring") == password
+    made.destroy(made.plan(destroy=True))
+    assert cluster.list("monitoring.coreos.com/v1", "PodMonitor") == []

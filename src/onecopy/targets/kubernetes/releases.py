@@ -289,6 +289,7 @@ def _image(text: str) -> tuple[str, str]:
 
 
 MONITORING_RELEASE = "kube-prometheus-stack"
+GRAFANA_SECRET = "onecopy-grafana"  # noqa: S105 - a name
 
 
 def monitoring(stack: Stack) -> Release:
@@ -308,7 +309,7 @@ def monitoring(stack: Stack) -> Release:
         "grafana": {
             "sidecar": {"dashboards": {"enabled": True, "label": "grafana_dashboard", "searchNamespace": "ALL"}},
             # Made once by us, so that no password stands in values and none changes at each upgrade
-            "admin": {"existingSecret": "onecopy-grafana", "userKey": "user", "passwordKey": "password"},
+            "admin": {"existingSecret": GRAFANA_SECRET, "userKey": "user", "passwordKey": "password"},
         },
     }
     return Release(

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable
 from onecopy.core.errors import StackError
 from onecopy.core.events import Event, Reporter
 from onecopy.core.units import format_seconds
+from onecopy.targets.kubernetes import monitoring
 from onecopy.targets.kubernetes.build import Stage
 from onecopy.targets.kubernetes.cluster import Cluster, Immutable
 from onecopy.targets.kubernetes.health import Verdict, judge
 from onecopy.targets.kubernetes.helm import Helm
 from onecopy.targets.kubernetes.live import label
-from onecopy.targets.kubernetes.releases import Release
+from onecopy.targets.kubernetes.releases import MONITORING_RELEASE, Release
 from onecopy.targets.kubernetes.stack import Object, dig_list
 
 POLL = 1.0
@@ -38,7 +39,10 @@ class Rollout:
         watched = list(stage.objects)
         for release in stage.releases:
             if ("Release", f"{release.namespace}/{release.name}") in changed:
+                if release.name == MONITORING_RELEASE:
+                    monitoring.prepare(self.cluster, release)
                 self._helm().apply(release)
+                self.cluster.refresh_kinds()
             watched += self._workloads(release)
         self.wait(stage.name, watched, stage.deadline)
         self.report(Event(stage.name, "done"))

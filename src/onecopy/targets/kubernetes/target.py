@@ -99,7 +99,6 @@ class KubernetesTarget:
                     hint="publish it: `onecopy model publish`; or give this machine access to the store",
                 )
         for stage in reading.stages:
-            self.cluster.refresh_kinds()
             rollout.stage(stage, _changed(reading.plan, stage))
         self.cluster.apply(record.config_map(reading.stack, installed_monitoring=reading.installed_monitoring))
         removal.prune(self.cluster, reading.pruned, rollout, report)
