@@ -28,6 +28,11 @@ __all__ = [
 ]
 
 
+SAMPLE = "sample"
+"""The source that needs no hub: SmolLM2-135M-Instruct out of a package."""
+SAMPLE_NAME = "smollm2-135m-instruct"
+
+
 class StoreConfig(Section):
     uri: str | None = None
     """Where the weights live: s3://bucket/prefix, gs://bucket/prefix, az://account/container/prefix or file:///folder.

@@ -11,13 +11,13 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from onecopy.config.schema import SAMPLE, SAMPLE_NAME
 from onecopy.core.environment import child
 from onecopy.core.errors import SourceError
 from onecopy.core.events import Event, Reporter
 from onecopy.core.redact import redact
 
-NAME = "smollm2-135m-instruct"
-SOURCE = "sample"
+NAME, SOURCE = SAMPLE_NAME, SAMPLE
 BYTES = 269_060_544
 """Size of the bf16 safetensors file."""
 _SCRIPT = Path(__file__).with_name("gguf_to_hf.py")

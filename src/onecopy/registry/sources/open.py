@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from onecopy.config.schema import SAMPLE, SAMPLE_NAME
 from onecopy.core.errors import UsageError
 from onecopy.core.events import Reporter, silent
 from onecopy.registry.sources.base import Source
@@ -33,6 +34,8 @@ def open_source(text: str, selection: Selection | None = None, *, report: Report
 
 def default_name(text: str) -> str:
     """A model name out of a source: `hf://Qwen/Qwen3-0.6B@main` → `qwen3-0.6b`."""
+    if text == SAMPLE:
+        return SAMPLE_NAME
     if "#" in text:
         last = text.rpartition("#")[2].partition("@")[0]
     elif "://" in text:

@@ -15,6 +15,7 @@ from onecopy.config.kubernetes import DEFAULT_IDENTITY, IDENTITIES, IdentityKind
 from onecopy.config.schema import ModelConfig, StackConfig
 from onecopy.core.errors import ConfigError
 from onecopy.gpu import GpuPlan
+from onecopy.registry.sources import default_name
 from onecopy.storage.uri import StoreUri
 from onecopy.targets.kubernetes.sizing import Sizing, size
 
@@ -138,13 +139,8 @@ def make_stack(config: StackConfig, store: StoreUri, models: tuple[ServedModel, 
 
 
 def model_name(model: ModelConfig) -> str:
-    """The name clients call: as configured, else from the source (`hf://org/Name@rev` → `name`)."""
-    if model.name:
-        return model.name
-    if model.source == "sample":
-        return "smollm2-135m-instruct"
-    last = model.source.removeprefix("hf://").split("@")[0].rstrip("/").rsplit("/", 1)[-1]
-    return re.sub(r"[^a-z0-9.-]+", "-", last.lower()).strip("-.") or "model"
+    """The name clients call: as configured, else from the source, as the registry derives it."""
+    return model.name or default_name(model.source)
 
 
 def check(stack: Stack) -> None:

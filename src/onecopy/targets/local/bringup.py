@@ -165,7 +165,7 @@ class Bringup:
 
     def _publish(self, store: Store, tools: Path) -> Manifest:
         source = self.model.source
-        name = self.model.name or (sample.NAME if source == sample.SOURCE else default_name(source))
+        name = self.model.name or default_name(source)
         if source == sample.SOURCE:
             source = str(sample.write_sample(self.home.sample / sample.NAME, tools / "python", self.report))
         opened = open_source(source)
