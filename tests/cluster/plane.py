@@ -18,6 +18,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+from onecopy.engine.lifetime import die_with_parent
 from onecopy.targets.kubernetes.cluster import Cluster
 
 PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
@@ -155,7 +156,14 @@ class ControlPlane:
         with (self.folder / f"{program}.log").open("wb") as log:
             self._processes.append(
                 subprocess.Popen(
-                    [binary, *args], cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                    [binary, *args],
+                    cwd=self.folder,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=functools.partial(
+                        die_with_parent, os.getpid()
+                    ),  # a killed test run leaves no control plane
                 )
             )
 
