@@ -56,6 +56,15 @@ def config(make: Make, hand: Hand, cluster: Cluster) -> Iterator[StackConfig]:
     leftover.destroy(leftover.plan(destroy=True))
 
 
+def delete_now(cluster: Cluster, api_version: str, kind: str, name: str, space: str) -> None:
+    """The garbage collector takes an object a moment after it was deleted: a plan must not be made in between."""
+    cluster.delete({"apiVersion": api_version, "kind": kind, "metadata": {"name": name, "namespace": space}})
+    end = time.monotonic() + 30
+    while cluster.get(api_version, kind, name, space) is not None:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def pods(cluster: Cluster, config: StackConfig, component: str) -> list[dict[str, Any]]:
     suffix = "-agent" if component == "agent" else ""
     return cluster.list("v1", "Pod", namespace=namespace(config) + suffix, labels={"onecopy.dev/component": component})
@@ -98,8 +107,7 @@ def test_drift_is_seen_and_put_right(config: StackConfig, cluster: Cluster) -> N
         {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "chat-deployment-router", "namespace": space},
          "spec": {"replicas": 3}}, manager="kubectl"
     )  # fmt: skip
-    cluster.delete({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-                    "metadata": {"name": "chat-replica", "namespace": space}})  # fmt: skip
+    delete_now(cluster, "networking.k8s.io/v1", "NetworkPolicy", "chat-replica", space)
     plan = made.plan()
     changes = {(c.kind, c.action): c for c in plan.changes if c.action != "no-op"}
     assert "evil:1" in changes["DaemonSet", "update"].fields[0].text()
@@ -135,13 +143,7 @@ def test_stale_plan_is_refused(config: StackConfig, cluster: Cluster, tmp_path: 
     )  # fmt: skip
     plan = target(changed).plan()
     plan.save(tmp_path / "plan.json")
-    cluster.delete(
-        {
-            "apiVersion": "v1",
-            "kind": "ServiceAccount",
-            "metadata": {"name": "chat-replica", "namespace": namespace(config)},
-        }
-    )
+    delete_now(cluster, "v1", "ServiceAccount", "chat-replica", namespace(config))
     with pytest.raises(StackError, match="stale"):
         target(changed).apply(Plan.load(tmp_path / "plan.json"))
     made.apply(made.plan())
