@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,23 @@ def cli(tmp_path: Path) -> Iterator[Cli]:
     made.run("down", "--purge")
 
 
-def start(cli: Cli) -> subprocess.Popen[str]:
+@contextmanager
+def started(cli: Cli) -> Iterator[subprocess.Popen[str]]:
+    """A foreground `up`, with SIGINT as a terminal gives it: a test run in the background has it ignored, and children inherit that."""
     argv = [sys.executable, "-m", "onecopy", "up", "--port", "0", "--replicas", "1", "--home", str(cli.home), "--json"]
-    return subprocess.Popen(argv, env=cli.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        argv,
+        env=cli.env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def nothing_left(cli: Cli) -> None:
@@ -40,7 +55,7 @@ def nothing_left(cli: Cli) -> None:
 
 
 def test_interrupt_while_it_comes_up(cli: Cli) -> None:
-    with start(cli) as process:
+    with started(cli) as process:
         until("the store runs", lambda: (cli.home / "logs" / "store.log").exists())
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
@@ -49,7 +64,7 @@ def test_interrupt_while_it_comes_up(cli: Cli) -> None:
 
 
 def test_killed_command_takes_the_stack_down(cli: Cli) -> None:
-    with start(cli) as process:
+    with started(cli) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "{\n"
         process.stdout.readline()
