@@ -42,7 +42,7 @@ from onecopy.weights.pace import Pace
 BAD_BYTES = 3
 """Times that one range may come with a wrong digest or length: bytes that rot on the way come right the next time."""
 PATIENCE = 30.0
-"""Seconds without a byte from any connection after which the store is given up: a server's restart fits into it."""
+"""Seconds without a byte that is new, from any connection, after which the store is given up: a server's restart fits into it."""
 FIRST_PATIENCE = 10.0
 """The same before the first byte: a wrong endpoint should be said soon."""
 LIMITED_FACTOR = 4
@@ -53,7 +53,10 @@ HEDGE_AFTER, HEDGE_FACTOR = 2.0, 3.0
 
 @dataclass(slots=True)
 class Part:
-    """One range of one file. taken: a second copy has won, the first must not write nor try again."""
+    """One range of one file. taken: a second copy has won, the first must not write nor try again.
+
+    furthest: the last byte that ever came. A store that breaks off at the same byte again and again makes no progress.
+    """
 
     entry: FileEntry
     index: int
@@ -66,6 +69,7 @@ class Part:
     hedged: bool = False
     taken: bool = False
     done: bool = False
+    furthest: int = 0
 
     @property
     def start(self) -> int:
@@ -156,6 +160,9 @@ class Fetch:
             self._error = self._last_trouble or StoreUnreachable(
                 f"{self._store.uri}: {self._left} ranges of {self._manifest.model}@{self._manifest.revision} "
                 f"({format_bytes(total)}) had not come when the time was over"
+            )
+            self._error.hint = (
+                self._error.hint or f"`onecopy model verify {self._manifest.model} --deep` checks the store"
             )
 
     def _stop(self) -> None:
@@ -306,7 +313,9 @@ class Fetch:
                     digest.update(piece)
                     use(piece, at)
                     at += len(piece)
-                    self._heard = time.monotonic()
+                    if at > part.furthest or part.tries <= BAD_BYTES:
+                        part.furthest = max(part.furthest, at)
+                        self._heard = time.monotonic()
                     self.stats.bytes_read += len(piece)  # a race here costs a statistic, a lock would cost time
             finally:
                 with self._cond:
