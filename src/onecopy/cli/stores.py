@@ -6,7 +6,7 @@ from pathlib import Path
 
 from onecopy.config.resolve import resolve
 from onecopy.core.errors import UsageError
-from onecopy.storage.objectstore import StoreOptions, open_store
+from onecopy.storage.objectstore import open_configured
 from onecopy.storage.store import Store
 
 
@@ -18,6 +18,4 @@ def from_flags(store: str | None, config: Path | None) -> Store:
             "no store is named",
             hint="give --store s3://bucket/prefix (or gs://, az://, file:///folder), or set it in onecopy.toml",
         )
-    return open_store(
-        section.uri, StoreOptions(endpoint=section.endpoint, region=section.region, ca_file=section.ca_file)
-    )
+    return open_configured(section)
