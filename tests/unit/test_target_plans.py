@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,10 +56,26 @@ def test_fingerprint_ignores_key_order_only() -> None:
     assert fingerprint(["a", "b"]) != fingerprint(["b", "a"])
 
 
-@pytest.mark.parametrize("verb", [["plan"], ["apply", "--yes"], ["destroy"], ["outputs"], ["render", "--out", "x"]])
-def test_local_target_says_what_to_use_instead(verb: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("verb", "code", "says"),
+    [
+        (["plan", "--detailed-exitcode"], 3, "+ Router"),
+        (["apply", "--rollback", "--yes"], 2, "--revision"),
+        (["destroy", "--yes"], 0, "destroyed"),
+        (["destroy", "--yes", "--delete-models", "x"], 2, "onecopy down --purge"),
+        (["outputs"], 1, "onecopy up"),
+        (["render", "--out", "x"], 2, "--target kubernetes"),
+    ],
+)
+def test_local_target_with_nothing_running(verb: list[str], code: int, says: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "onecopy", *verb], capture_output=True, text=True, check=False, cwd=tmp_path
+        [sys.executable, "-m", "onecopy", *verb],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "ONECOPY_HOME": str(tmp_path / "home")},
     )
-    assert done.returncode == 2
-    assert "onecopy up" in done.stderr
+    assert done.returncode == code, done.stderr
+    assert says in done.stdout + done.stderr
+    assert not (tmp_path / "home").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from onecopy.config.schema import StackConfig
 from onecopy.core import environment
@@ -23,8 +25,13 @@ STOP_TIMEOUT = 45.0
 """Seconds that `down` waits for an orderly stop: replicas are given 10 s to end their requests, in parallel."""
 
 
+def local_settings(config: StackConfig) -> dict[str, Any]:
+    """What a local stack takes from its configuration: another target's sections may change beside it."""
+    return config.model_dump(mode="json", exclude={"target", "kubernetes", "aws"})
+
+
 def settings_digest(config: StackConfig) -> str:
-    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(local_settings(config)).encode()).hexdigest()[:16]
 
 
 class Stack:
@@ -83,7 +90,7 @@ def start(home: Home, config: StackConfig, *, foreground: bool, report: Reporter
             raise StackError(
                 f"a stack with other settings runs already in {home.root} (model {state.model or 'on its way'}, "
                 f"{len(state.replicas)} replicas, {state.endpoint or 'no endpoint yet'})",
-                hint="`onecopy down` first, or use another --home",
+                hint="`onecopy apply` restarts it with these, or use another --home",
             )
         report(Event("stack", "skipped", "runs already with these settings"))
         return Stack(home, state.supervisor.pid, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 from onecopy.config.schema import StackConfig
 from onecopy.core.errors import ConfigError, EngineError, StackError
@@ -18,8 +19,11 @@ from onecopy.targets.local.home import Home
 from onecopy.targets.local.placement import place
 
 
-def check(home: Home, config: StackConfig) -> None:
-    """Raises the error that a start would end in: settings, port, model folder, memory, store."""
+def check(home: Home, config: StackConfig, *, own: str | None = None) -> None:
+    """Raises the error that a start would end in: settings, port, model folder, memory, store.
+
+    own: endpoint of the stack that this start replaces, whose port will be free.
+    """
     if len(config.models) != 1:
         raise ConfigError(
             f"the local target serves one model at a time, {len(config.models)} are configured",
@@ -27,7 +31,8 @@ def check(home: Home, config: StackConfig) -> None:
         )
     model = config.models[0]
     host, port = config.router.host, config.router.port
-    if port and not processes.port_is_free(host, port):
+    ours = own is not None and urlsplit(own).port == port
+    if port and not ours and not processes.port_is_free(host, port):
         raise StackError(f"port {port} on {host} is in use", hint="--port 0 takes a free one")
     python = config.engine.python
     if python is not None and not python.is_file():
