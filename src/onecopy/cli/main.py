@@ -34,12 +34,12 @@ COMMANDS: dict[str, Entry] = {
     "loadtest": Entry("loadtest", "Local stack", "Ask many questions at once, and show which replica served how many."),
     "gpu": Entry("gpu", "Plan", "Plan what fits on a GPU; list cards and instance types."),
     "cost": Entry("cost", "Plan", "What each kind of storage costs a month, GPUs that wait included."),
-    "plan": Entry("plan", "Clusters", "Show what apply would change."),
-    "apply": Entry("apply", "Clusters", "Show the plan, ask, and do it."),
-    "outputs": Entry("outputs", "Clusters", "Print endpoints, namespace, store, models."),
-    "destroy": Entry("destroy", "Clusters", "Remove all that the stack made; the store stays."),
-    "render": Entry("render", "Clusters", "Write what apply would send as files, for GitOps."),
-    "aws": Entry("aws", "Clusters", "What only AWS has: policy, kubeconfig, tokens, drift, orphans."),
+    "plan": Entry("plan", "Stacks", "Show what apply would change."),
+    "apply": Entry("apply", "Stacks", "Show the plan, ask, and do it."),
+    "outputs": Entry("outputs", "Stacks", "Print endpoints, namespace, store, models."),
+    "destroy": Entry("destroy", "Stacks", "Remove all that the stack made; the store stays."),
+    "render": Entry("render", "Stacks", "Write what apply would send as files, for GitOps."),
+    "aws": Entry("aws", "Stacks", "What only AWS has: policy, kubeconfig, tokens, drift, orphans."),
     "model": Entry("model", "Registry", "Publish, list, check and care for models in object storage."),
     "cache": Entry("cache", "Registry", "Fill, show and evict the node cache; run the node agent."),
     "doctor": Entry("doctor", "Help", "Look before you apply: every finding with its fix."),
@@ -74,6 +74,7 @@ class LazyGroup(typer.core.TyperGroup):
 def load(name: str, entry: Entry) -> Any:
     made: Any = importlib.import_module(f"onecopy.cli.{entry.module}").command
     if isinstance(made, typer.Typer):
+        made._add_completion = False  # pyright: ignore[reportPrivateUsage]  # the root offers it: once is enough
         made.info.help = made.info.help if isinstance(made.info.help, str) else entry.help
         group = typer.main.get_command(made)
         group.name = name
