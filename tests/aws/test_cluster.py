@@ -27,7 +27,7 @@ from onecopy.targets.kubernetes.cluster import Cluster
 
 REVISION = "0123456789abcdef"
 TINY = {
-    "Chart.yaml": "apiVersion: v2\nname: aws-load-balancer-controller\nversion: 1.14.0\n",
+    "Chart.yaml": "apiVersion: v2\nname: aws-load-balancer-controller\nversion: 3.5.0\n",
     "templates/all.yaml": """\
 apiVersion: v1
 kind: ConfigMap

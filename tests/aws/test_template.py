@@ -169,6 +169,7 @@ def test_what_cannot_work_is_refused_before_any_call(config: dict[str, Any], nam
         {"network": {"private_subnets": ["subnet-0a1b2c3a", "subnet-0a1b2c3b"]}},
         {"network": {"zones": ["us-east-2a", "us-east-2a", "us-east-2b"]}},
         {"cluster": {"public_cidrs": ["0.0.0.0/0"]}},
+        {"cluster": {"cni": "calico"}, "cpu_nodes": {"desired": 1}},
         {"cluster": {"cni": "calico"}, "addons": {"versions": {"vpc-cni": "v1.20.0-eksbuild.1"}}},
         {"addons": {"versions": {"core-dns": "v1.12.1-eksbuild.2"}}},
         {"gpu_nodes": {"instance_types": ["m7i.xlarge"]}},

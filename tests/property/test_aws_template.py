@@ -70,7 +70,7 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
                 "admins": draw(st.sampled_from([[], ["arn:aws-cn:iam::123456789012:role/a"]])),
                 "kms_key": draw(st.sampled_from([None, key])),
             },
-            "cpu_nodes": {"capacity": draw(st.sampled_from(["on-demand", "spot"])), **draw(sizes(1))},
+            "cpu_nodes": {"capacity": draw(st.sampled_from(["on-demand", "spot"])), **draw(sizes(2 if calico else 1))},
             "gpu_nodes": draw(gpu_nodes(existing)),
             "bucket": {"encryption": "s3" if kms == "s3" else "kms", "kms_key": key if kms == "own" else None},
             "addons": addons,

@@ -224,17 +224,17 @@ class AddonsConfig(Section):
     """EBS volumes. Nothing of this stack needs them."""
     load_balancer_controller: bool = True
     """Makes load balancers for ingresses."""
-    load_balancer_controller_version: str = "1.14.0"
+    load_balancer_controller_version: str = "3.5.0"
     """Version of its chart, aws-load-balancer-controller."""
     external_secrets: bool = False
     """Reads secrets named <stack>/… from Secrets Manager into the cluster."""
-    external_secrets_version: str = "0.20.1"
+    external_secrets_version: str = "2.9.0"
     """Version of its chart, external-secrets."""
-    device_plugin_version: str = "0.17.4"
+    device_plugin_version: str = "0.19.3"
     """Version of NVIDIA's chart, nvidia-device-plugin."""
-    gpu_operator_version: str = "v25.10.0"
+    gpu_operator_version: str = "v26.3.3"
     """Version of NVIDIA's chart, gpu-operator."""
-    calico_version: str = "v3.31.0"
+    calico_version: str = "v3.31.7"
     """Version of the chart tigera-operator (cni = calico)."""
     charts: dict[ChartName, str] = Field(default_factory=dict[ChartName, str])
     """Where a chart comes from instead of its owner's repository: a folder or oci://…, by the chart's name."""
@@ -272,6 +272,10 @@ class AwsConfig(Section):
                 raise ValueError(f"{name} {one} overlaps {other} {two}")
         if self.cluster.cni == "calico" and not self.workloads:
             raise ValueError("cni = calico needs workloads = true: no node gets Ready before Calico is installed")
+        if self.cluster.cni == "calico" and self.cpu_nodes.desired < 2:
+            raise ValueError(
+                "cni = calico needs cpu_nodes.desired = 2 or more: pods that hold a node's port run in pairs"
+            )
         if self.cluster.cni == "calico" and "vpc-cni" in self.addons.versions:
             raise ValueError("addons.versions names vpc-cni, and cni = calico leaves it out")
         return self

@@ -1,7 +1,12 @@
-"""Charts that an EKS cluster needs beside its add-ons, by the real Helm: who makes load balancers, who offers GPUs."""
+"""Charts that an EKS cluster needs beside its add-ons, by the real Helm: who makes load balancers, who offers GPUs.
+
+With Calico the API server reaches no pod's address, so what it calls listens on the node's own: such a pod takes its
+ports from the whole node (kubelet has 10250, metrics-server 10251, cert-manager 10260, the balancer's 8080 and 9443).
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,6 +18,9 @@ from onecopy.targets.kubernetes.releases import Release
 _EKS = "https://aws.github.io/eks-charts"
 _NVIDIA = "https://nvidia.github.io"
 _CPU_ONLY = {WORKLOAD: "cpu"}
+# Two pods that hold the same port of two nodes: a third, as a rolling update makes by itself, would wait for ever
+_IN_PLACE = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+_SECRETS_WEBHOOK_PORTS = {"port": 10261, "metrics": {"listen": {"port": 10262}}, "readinessProbe": {"port": 10263}}
 
 
 def calico(inputs: Inputs) -> Release:
@@ -25,7 +33,10 @@ def calico(inputs: Inputs) -> Release:
                 "bgp": "Disabled",
                 "ipPools": [{"cidr": inputs.aws.cluster.pod_cidr, "encapsulation": "VXLAN"}],
             },
-        }
+        },
+        # Flow logs and their page: not of this stack
+        "goldmane": {"enabled": False},
+        "whisker": {"enabled": False},
     }
     version = inputs.aws.addons.calico_version
     release = Release(
@@ -57,8 +68,17 @@ def _wanted(inputs: Inputs, region: str, outputs: Mapping[str, str]) -> Iterator
             "vpcId": outputs.get("VpcId", ""),
             "nodeSelector": _CPU_ONLY,
             "hostNetwork": inputs.is_calico,
+            "updateStrategy": _IN_PLACE if inputs.is_calico else {},
             "serviceAccount": _account("aws-load-balancer-controller", "LoadBalancer", inputs, outputs),
             "defaultTags": {key: value for key, value in inputs.tags.items() if ":" not in key},
+            # the chart makes another certificate at each upgrade otherwise, and no plan would ever be empty
+            "keepTLSSecret": True,
+            # its role may not ask for them
+            "enableShield": False,
+            "enableWaf": False,
+            "enableWafv2": False,
+            # it would stand before every Service of the cluster, and while it is away none could be made
+            "enableServiceMutatorWebhook": False,
         }
         version = addons.load_balancer_controller_version
         yield Release(
@@ -67,7 +87,11 @@ def _wanted(inputs: Inputs, region: str, outputs: Mapping[str, str]) -> Iterator
     if addons.external_secrets:
         values = {
             "nodeSelector": _CPU_ONLY,
-            "webhook": {"hostNetwork": inputs.is_calico, "nodeSelector": _CPU_ONLY},
+            "webhook": {
+                "hostNetwork": inputs.is_calico,
+                "nodeSelector": _CPU_ONLY,
+                **(_SECRETS_WEBHOOK_PORTS if inputs.is_calico else {}),
+            },
             "certController": {"nodeSelector": _CPU_ONLY},
             "serviceAccount": _account("external-secrets", "ExternalSecrets", inputs, outputs),
         }
@@ -77,17 +101,16 @@ def _wanted(inputs: Inputs, region: str, outputs: Mapping[str, str]) -> Iterator
         return
     tolerations = [{"key": GPU_TAINT, "operator": "Exists", "effect": "NoSchedule"}]
     shared = inputs.config.kubernetes.gpu.replicas_per_card
-    slicing: dict[str, Any] = {
-        "version": "v1",
-        "sharing": {"timeSlicing": {"resources": [{"name": GPU_TAINT, "replicas": shared}]}},
-    }
+    # Both charts take the plugin's own file as a text, and JSON is YAML
+    slicing = json.dumps(
+        {"version": "v1", "sharing": {"timeSlicing": {"resources": [{"name": GPU_TAINT, "replicas": shared}]}}}
+    )
     if gpu.nvidia == "operator":
         values = {
             # The image of the nodes has both already
             "driver": {"enabled": False},
             "toolkit": {"enabled": False},
             "daemonsets": {"tolerations": tolerations},
-            "operator": {"nodeSelector": _CPU_ONLY},
         }
         if shared > 1:
             values["devicePlugin"] = {

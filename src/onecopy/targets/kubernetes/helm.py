@@ -20,7 +20,7 @@ from onecopy.core import environment
 from onecopy.core.errors import CloudError
 from onecopy.core.redact import redact
 from onecopy.targets.kubernetes.releases import Release
-from onecopy.targets.kubernetes.stack import Object, dig_map
+from onecopy.targets.kubernetes.stack import Object, dig_list, dig_map
 
 
 class Helm:
@@ -140,7 +140,8 @@ def documents(text: str, namespace: str) -> list[Object]:
     """A rendered chart's objects. Those that name no namespace get the release's; hooks are left out, as Helm does."""
     found = [doc for doc in cast("list[Object | None]", list(yaml.safe_load_all(text))) if doc]
     made: list[Object] = []
-    for doc in found:
+    single = [item for doc in found for item in (dig_list(doc, "items") if doc["kind"] == "List" else [doc])]
+    for doc in single:
         meta = doc["metadata"]
         if "helm.sh/hook" in (meta.get("annotations") or {}):
             continue
