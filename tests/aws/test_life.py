@@ -83,6 +83,9 @@ def test_from_nothing_to_a_stack_through_changes_and_back(aws: Emulator) -> None
         stack["StackStatus"] == "DELETE_COMPLETE" for stack in client("cloudformation").list_stacks()["StackSummaries"]
     )
     nothing_is_left()
+    assert plan.cost is not None
+    assert (plan.cost.before_usd, plan.cost.usd > 1000) == (0, True)
+    assert plan.duration is not None
 
     events: list[Event] = []
     target().apply(plan, report=events.append)
@@ -102,6 +105,8 @@ def test_from_nothing_to_a_stack_through_changes_and_back(aws: Emulator) -> None
     # whether that is a replacement is AWS's verdict, which the emulator does not give
     assert [name for names in by_action(bigger).values() for name in names] == ["GpuNodes"]
     assert any("InstanceTypes" in field.path for change in bigger.changes for field in change.fields)
+    assert bigger.cost is not None
+    assert bigger.cost.usd - bigger.cost.before_usd == pytest.approx((4.6016 - 0.9776) * 730, abs=0.01)
     second = apply(target(models=[{"name": "one"}, {"name": "two"}]))
     # what refers to a role by its ARN is listed too: it may change with it
     assert {"ReaderRole", "WriterRole"} <= by_action(second)["update"]
@@ -109,6 +114,8 @@ def test_from_nothing_to_a_stack_through_changes_and_back(aws: Emulator) -> None
 
     client("s3").put_object(Bucket=bucket, Key="models/one/revisions/x/onecopy.json", Body=b"{}")
     gone = target().plan(destroy=True)
+    assert gone.cost is not None
+    assert gone.cost.usd == 0 < gone.cost.before_usd
     assert any(bucket in warning for warning in gone.warnings)
     target().destroy(gone)
     nothing_is_left()

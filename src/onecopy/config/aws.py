@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from itertools import combinations
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
@@ -247,6 +248,8 @@ class AwsConfig(Section):
     """Profile of ~/.aws/config; the usual credential chain otherwise."""
     workloads: bool = True
     """Installs the stack's Kubernetes part once the cluster stands; false makes cluster and bucket alone."""
+    prices: Path | None = None
+    """TOML file of prices for `plan`, over the shipped list of us-east-1: another region's, or yours with a discount."""
     tags: dict[TagKey, TagValue] = Field(default_factory=dict, max_length=MAX_TAGS)
     """Tags on everything that is made, beside our own."""
     network: NetworkConfig = NetworkConfig()

@@ -37,7 +37,7 @@ Prices = Mapping[str, Price]
 def default_prices() -> dict[str, Price]:
     """The list prices that are shipped."""
     text = resources.files("onecopy.cost").joinpath("data/prices.toml").read_text()
-    return {name: Price.model_validate(table) for name, table in _read(text).items()}
+    return {name: Price.model_validate(table) for name, table in read_tables(text).items()}
 
 
 def load_prices(override: Path | None = None) -> dict[str, Price]:
@@ -45,30 +45,35 @@ def load_prices(override: Path | None = None) -> dict[str, Price]:
 
     Raises ConfigError for an unknown price, an unknown or missing field, or a file that is no TOML.
     """
-    prices = default_prices()
-    if override is None:
-        return prices
+    return overlaid(default_prices(), override) if override else default_prices()
+
+
+def overlaid(prices: Prices, override: Path, *, instance: Price | None = None) -> dict[str, Price]:
+    """`prices` with the file's in their place. instance: from what an instance type that is not there yet starts.
+    Raises ConfigError as `load_prices` does."""
     try:
-        tables = _read(override.read_text())
+        tables = read_tables(override.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot read prices from {override}: {error}") from error
+    found = dict(prices)
     for name, table in tables.items():
-        if name not in prices:
+        old = found.get(name) or (instance if "." in name else None)
+        if old is None:
             raise ConfigError(
                 f"{override}: no price is called {name!r}", hint=f"there are: {', '.join(sorted(prices))}"
             )
         # a number of the user's own has the user's file as its source, unless it names another
         origin = {"source": str(override), "seen": None, **table} if "usd" in table else table
         try:
-            prices[name] = Price.model_validate(prices[name].model_dump() | origin)
+            found[name] = Price.model_validate(old.model_dump() | origin)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, (name, *first["loc"])))
             raise ConfigError(f"{override}: {where}: {first['msg']}, got {first['input']!r}") from error
-    return prices
+    return found
 
 
-def _read(text: str) -> dict[str, dict[str, Any]]:
+def read_tables(text: str) -> dict[str, dict[str, Any]]:
     tables = tomllib.loads(text, parse_float=Decimal)
     for name, table in tables.items():
         if not isinstance(table, dict):

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from onecopy.core.errors import StackError, UsageError
 from onecopy.core.events import Reporter
+from onecopy.cost.stack import MonthlyCost
 
 Action = Literal["create", "update", "replace", "delete", "no-op"]
 Health = Literal["ready", "progressing", "failed", "missing"]
@@ -58,6 +59,10 @@ class Plan(_Model):
     destroy: bool = False
     rollback: bool = False
     warnings: tuple[str, ...] = ()
+    cost: MonthlyCost | None = None
+    """What the stack would cost a month, where the target knows prices."""
+    duration: str | None = None
+    """Roughly how long it takes, and where that is from."""
 
     @property
     def has_changes(self) -> bool:
@@ -91,7 +96,9 @@ class Plan(_Model):
                 lines += [f"      {field.text()}" for field in change.fields[:12]]
                 if len(change.fields) > 12:
                     lines.append(f"      … and {len(change.fields) - 12} more fields (--json has all)")
-        return "\n".join([*lines, f"plan: {self.summary()}"])
+        lines.append(f"plan: {self.summary()}")
+        lines += [f"time: {self.duration}"] if self.duration else []
+        return "\n".join([*lines, *([self.cost.text()] if self.cost else [])])
 
     def as_dict(self) -> dict[str, Any]:
         return {**self.model_dump(mode="json"), "has_changes": self.has_changes, "summary": self.summary()}

@@ -11,11 +11,8 @@ from onecopy.targets.base import Action, Change, FieldChange
 GROUP = "aws"
 # Their replacement would lose what they hold, or take everything down at once: never by an apply
 GUARDED = frozenset({"AWS::EKS::Cluster", "AWS::S3::Bucket", "AWS::KMS::Key", "AWS::EC2::VPC", "AWS::EC2::Subnet"})
-_TIMES = {
-    "AWS::EKS::Cluster": "about 10 min",
-    "AWS::EKS::Nodegroup": "about 3 min",
-    "AWS::EC2::NatGateway": "about 2 min",
-}
+# Minutes for one to be made, in the order in which they wait for each other. NAT is made beside the control plane.
+_MINUTES = {"EKS Cluster": 10, "EKS Nodegroup": 4, "EKS Addon": 2, "EC2 NatGateway": 2}
 
 
 def plan_changes(
@@ -59,8 +56,6 @@ def _change(change: Mapping[str, Any]) -> Change:
         notes.append("may be replaced: AWS decides when it is changed")
     if change["Action"] == "Remove" and "Retain" in str(change.get("PolicyAction", "")):
         notes.append("kept, and no longer part of the stack")
-    if action in ("create", "replace") and kind in _TIMES:
-        notes.append(f"{_TIMES[kind]}, an estimate")
     return Change(
         group=GROUP,
         kind=_short(kind),
@@ -99,6 +94,19 @@ def _value(text: Any) -> Any:
         return json.loads(text)
     except (TypeError, ValueError):
         return text
+
+
+def duration(changes: Iterable[Change], *, workloads: bool) -> str | None:
+    """Of an apply or a destruction: what waits for each other, added up."""
+    worked = [change for change in changes if change.action != "no-op"]
+    if not worked:
+        return None
+    kinds = {change.kind for change in worked}
+    minutes = sum(_MINUTES[kind] for kind in ("EKS Cluster", "EKS Nodegroup", "EKS Addon") if kind in kinds)
+    if "EKS Cluster" not in kinds:
+        minutes += _MINUTES["EC2 NatGateway"] if "EC2 NatGateway" in kinds else 0
+    minutes += 5 if workloads else 0
+    return f"about {max(minutes, 1)} min, an estimate that was not measured on AWS"
 
 
 def _short(kind: str) -> str:

@@ -33,6 +33,8 @@ _EIP_QUOTA, _VPC_QUOTA = "L-0263D0A3", "L-F678F1CE"
 class Report:
     errors: list[str] = field(default_factory=list[str])
     warnings: list[str] = field(default_factory=list[str])
+    extended: bool = False
+    """The Kubernetes version is in extended support."""
 
     def raise_errors(self) -> None:
         """Raises CloudError with every error found."""
@@ -145,7 +147,8 @@ class Preflight:
             )
             return
         status = str(by_name[version].get("versionStatus") or by_name[version].get("status") or "")
-        if "EXTENDED" in status.upper():
+        self.report.extended = "EXTENDED" in status.upper()
+        if self.report.extended:
             self.report.warnings.append(
                 f"Kubernetes {version} is in extended support: its control plane costs six times as much"
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from onecopy.core.errors import CloudError, StackError, UsageError
 from onecopy.core.events import Event, Reporter, silent
 from onecopy.core.paths import default_home
 from onecopy.targets.aws import changes
+from onecopy.targets.aws.costs import plan_cost
 from onecopy.targets.aws.eks import write_kubeconfig
 from onecopy.targets.aws.inputs import Choices, Inputs, make_inputs
 from onecopy.targets.aws.orphans import Orphans
@@ -28,6 +29,7 @@ from onecopy.targets.aws.template import build_template
 from onecopy.targets.base import Change, PartStatus, Plan, Rendered, Status, fingerprint
 
 if TYPE_CHECKING:
+    from onecopy.cost.stack import MonthlyCost
     from onecopy.targets.aws.workloads import Workloads
 
 LOAD_BALANCER_DEADLINE = 600.0
@@ -227,14 +229,26 @@ class AwsTarget:
                 seen.append(below.seen)
             else:
                 warnings.append("what runs on the cluster is planned once it stands; apply goes on to it by itself")
-                warnings.append("a first apply takes 20 to 30 minutes, an estimate that has not been measured on AWS")
+        cost = plan_cost(
+            inputs,
+            later or template,
+            state.template if state else None,
+            region=self.session.region,
+            ingress=_ingress(found, self.config),
+            extended=checks.extended,
+        )
+        below_changes = self.config.aws.workloads and any(
+            c.group != changes.GROUP and c.action != "no-op" for c in found
+        )
         plan = Plan(
             target="aws",
             stack=self.config.name,
             changes=tuple(found),
             seen=fingerprint(seen),
             rollback=rollback,
-            warnings=tuple(warnings),
+            warnings=(*warnings, *cost.warnings()),
+            cost=cost,
+            duration=changes.duration(found, workloads=below_changes or (state is None and self.config.aws.workloads)),
         )
         return Proposal(plan, change_set, template, inputs, state, refused)
 
@@ -261,6 +275,7 @@ class AwsTarget:
         found: list[Change] = []
         seen: list[Any] = ["destroy", state.token if state else None]
         warnings: list[str] = []
+        cost: MonthlyCost | None = None
         if state is not None:
             kept = {
                 name
@@ -271,6 +286,15 @@ class AwsTarget:
                 changes.resource_change(resource, kept=resource["LogicalResourceId"] in kept)
                 for resource in self.stacks.resources()
             ]
+            standing = state.template.get("Resources", {})
+            cost = plan_cost(
+                self._inputs(state),
+                {"Resources": {name: body for name, body in standing.items() if name in kept}},
+                state.template,
+                region=self.session.region,
+                ingress=(self.config.kubernetes.ingress.host is not None, False),
+                extended=False,
+            )
             if kept:
                 warnings.append(f"models stay: s3://{state.outputs.get('BucketName', '(the bucket)')} is kept")
         else:
@@ -287,6 +311,8 @@ class AwsTarget:
             seen=fingerprint(seen),
             destroy=True,
             warnings=tuple(warnings),
+            cost=cost,
+            duration=changes.duration(found, workloads=self.config.aws.workloads and state is not None),
         )
 
     def _destroy_workloads(self, state: StackState, delete_models: frozenset[str], report: Reporter) -> None:
@@ -322,6 +348,13 @@ class AwsTarget:
             report(Event("stack", "warning", error.message))
             self.orphans.delete(self.orphans.find(vpc=vpc), report=report)
             self.stacks.delete(report=report, total=len(resources))
+
+
+def _ingress(found: Iterable[Change], config: StackConfig) -> tuple[bool, bool]:
+    """Whether a load balancer stands now, and whether one would: by the cluster's own plan, where there is one."""
+    seen = [change.action for change in found if change.kind == "Ingress"]
+    wanted = config.aws.workloads and config.kubernetes.ingress.host is not None
+    return any(action != "create" for action in seen), any(a != "delete" for a in seen) if seen else wanted
 
 
 def _with_nodes(inputs: Inputs) -> Inputs:
