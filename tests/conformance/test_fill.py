@@ -20,7 +20,7 @@ from onecopy.storage.devserver import DevServer
 from onecopy.storage.faulty import Call, FaultyStore
 from onecopy.storage.layout import revision_prefix
 from onecopy.storage.store import Store
-from onecopy.weights.cache import NodeCache
+from onecopy.weights.cache import FillResult, NodeCache
 from onecopy.weights.follow import Follower
 from onecopy.weights.manifest import Manifest
 
@@ -87,7 +87,7 @@ def test_processes_together_fetch_once(s3_server: DevServer, s3_store: Store, fo
     code = f"""
 import sys, pathlib
 from onecopy.storage.objectstore import StoreOptions, open_store
-from onecopy.weights.cache import NodeCache
+from onecopy.weights.cache import FillResult, NodeCache
 from onecopy.weights.manifest import Manifest
 store = open_store({str(s3_store.uri)!r}, StoreOptions(endpoint={s3_server.endpoint!r}))
 manifest = Manifest.from_json(pathlib.Path({str(tmp_path / "manifest.json")!r}).read_bytes(), where="test")
@@ -118,7 +118,7 @@ def test_follower_reads_what_is_there_while_it_fills(s3_store: Store, folder: Pa
     cache = NodeCache(tmp_path / "cache")
     with (
         cache.follow(FaultyStore(s3_store, decide), manifest, deadline=30) as following,
-        following.open("model.safetensors").open("rb") as file,
+        following.open("model.safetensors") as file,
     ):
         ranges = manifest.file("model.safetensors").range_count
         wait_for_one(following, manifest)
@@ -130,7 +130,7 @@ def test_follower_reads_what_is_there_while_it_fills(s3_store: Store, folder: Pa
     assert (cache.root / "m" / manifest.revision / "onecopy.json").exists()
 
 
-def wait_for_one(following: Follower, manifest: Manifest) -> None:
+def wait_for_one(following: Follower[FillResult], manifest: Manifest) -> None:
     """Whichever range came first."""
     entry = manifest.file("model.safetensors")
     found: list[int] = []
@@ -160,7 +160,7 @@ def test_leased_is_never_evicted(file_store: Store, folder: Path, tmp_path: Path
     held = subprocess.Popen(
         [sys.executable, "-c", f"""
 import pathlib, sys
-from onecopy.weights.cache import NodeCache
+from onecopy.weights.cache import FillResult, NodeCache
 lease = NodeCache(pathlib.Path({str(cache.root)!r})).lease("m", {manifest.revision!r})
 print("held", flush=True)
 sys.stdin.read()

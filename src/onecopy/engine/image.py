@@ -41,13 +41,16 @@ def layout_digest(model: nn.Module) -> str:
 
 
 def can_pack() -> bool:
-    """Whether this CPU and this build of vLLM have the packed kernels that the image is for (AVX512 with bf16)."""
+    """Whether this CPU and this build of vLLM have the packed kernels that the image is for (AVX512 with bf16).
+
+    Makes them ready in this process: the kernel gives the AMX registers to who asks, and kills who uses them unasked.
+    """
     ops = torch.ops._C
-    return (
-        hasattr(ops, "convert_weight_packed")
-        and hasattr(ops, "weight_packed_linear")
-        and torch.cpu._is_avx512_bf16_supported()
-    )
+    if not hasattr(ops, "convert_weight_packed") or not hasattr(ops, "weight_packed_linear"):
+        return False
+    if torch.cpu._is_amx_tile_supported() and not torch.cpu._init_amx():
+        return False
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def isa() -> str:

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -39,6 +40,8 @@ DTYPES = {
 }
 Wait = Callable[[Path, int, int], None]
 """wait(file, start, end): returns when these bytes of the file may be read."""
+Open = Callable[[Path], BinaryIO]
+"""open(file): the file to read from, which may still lie elsewhere. Its length is right once some of its bytes are there."""
 _MAX_HEADER = 100 << 20
 """safetensors' own limit on a header."""
 
@@ -46,6 +49,11 @@ _MAX_HEADER = 100 << 20
 def no_wait(path: Path, start: int, end: int) -> None:
     """For files that are whole."""
     del path, start, end
+
+
+def open_there(path: Path) -> BinaryIO:
+    """For files that lie where their path says."""
+    return path.open("rb")
 
 
 class UnknownDtype(ValueError):
@@ -64,9 +72,9 @@ class Entry:
 class MappedFile:
     """One file, mapped. `bytes` is a 1-D uint8 tensor on the mapping, which lives as long as any view on it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, open_file: Open = open_there) -> None:
         self.path = path
-        with path.open("rb") as file:
+        with open_file(path) as file:
             length = file.seek(0, 2)
             # NORESERVE: copy on write is a safety net here, not memory that is going to be asked for
             flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
@@ -84,10 +92,10 @@ class MappedFile:
         return self.bytes[start : start + count].view(dtype).view(shape)
 
 
-def read_header(path: Path, wait: Wait = no_wait) -> list[Entry]:
+def read_header(path: Path, wait: Wait = no_wait, open_file: Open = open_there) -> list[Entry]:
     """The tensors of a safetensors file in file order, offsets from the file's start. Raises UnknownDtype, ValueError."""
     wait(path, 0, 8)
-    with path.open("rb") as file:
+    with open_file(path) as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > _MAX_HEADER:
             raise ValueError(f"{path}: its header says {length} bytes: not a safetensors file")
@@ -105,11 +113,11 @@ def read_header(path: Path, wait: Wait = no_wait) -> list[Entry]:
 
 
 class Checkpoint:
-    """The safetensors files of a folder, mapped when first used."""
+    """The safetensors files of a folder, mapped when first used: with `wait` and `open_file`, while they are written."""
 
-    def __init__(self, files: Iterable[Path], wait: Wait = no_wait) -> None:
-        self._wait = wait
-        self.headers = {path: read_header(path, wait) for path in sorted(files, key=_natural)}
+    def __init__(self, files: Iterable[Path], wait: Wait = no_wait, open_file: Open = open_there) -> None:
+        self._wait, self._open = wait, open_file
+        self.headers = {path: read_header(path, wait, open_file) for path in sorted(files, key=_natural)}
         self._mapped: dict[Path, MappedFile] = {}
         self._starts: dict[bytes, list[tuple[Path, Entry]]] | None = None
 
@@ -124,7 +132,7 @@ class Checkpoint:
 
     def map(self, path: Path) -> MappedFile:
         if path not in self._mapped:
-            self._mapped[path] = MappedFile(path)
+            self._mapped[path] = MappedFile(path, self._open)
         return self._mapped[path]
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

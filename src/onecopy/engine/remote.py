@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from onecopy.core.errors import NoSpace
-from onecopy.core.events import ByteCounter, Event, Reporter, silent
+from onecopy.core.events import ByteCounter, silent
 from onecopy.core.units import format_bytes
 from onecopy.storage.layout import manifest_key
 from onecopy.storage.objectstore import StoreOptions, open_store
 from onecopy.storage.store import Store
-from onecopy.weights.cache import NodeCache
 from onecopy.weights.fetch import fetch
 from onecopy.weights.manifest import Manifest
 
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _MARGIN = 1.05
 """Space asked for, over the bytes that will be written: pages and directories."""
 
@@ -37,40 +35,19 @@ def open_revision(uri: str, model: str, revision: str, options: StoreOptions | N
 def write_head(store: Store, manifest: Manifest, folder: Path) -> Path:
     """Everything of a revision but its weights, for `--model`. Raises StoreError, IntegrityError."""
     folder.mkdir(parents=True)
-    head = _only(manifest, weights=False)
+    head = only(manifest, weights=False)
     fetch(store, head, folder, ByteCounter(silent, "head", head.total_bytes))
     return folder
 
 
-def fill_cache(store: Store, manifest: Manifest, root: Path) -> tuple[Path, int]:
-    """The revision in the node cache of `root`, filled by us unless another does. Returns (folder, bytes fetched)."""
-    filled = NodeCache(root).fill(store, manifest)
-    return filled.path, filled.bytes_fetched
-
-
-@contextmanager
-def private_copy(store: Store, manifest: Manifest, report: Reporter = silent) -> Iterator[tuple[Path, int]]:
-    """(folder, bytes): the weights in memory where they fit, else on disk, gone at the end.
-
-    Parameters that are views on these files keep their pages until the process ends. Raises NoSpace, StoreError.
-    """
-    weights = _only(manifest, weights=True)
-    base = _roomy(weights.total_bytes)
-    report(Event("fetch", "started", f"no node cache: a private copy in {base}", total=weights.total_bytes))
-    with tempfile.TemporaryDirectory(prefix="onecopy-weights-", dir=base) as name:
-        fetch(store, weights, Path(name), ByteCounter(report, "fetch", weights.total_bytes))
-        yield Path(name), weights.total_bytes
-
-
-def _only(manifest: Manifest, *, weights: bool) -> Manifest:
-    def is_weight(path: str) -> bool:
-        return path.endswith((".safetensors", ".safetensors.index.json"))
-
-    files = tuple(entry for entry in manifest.files if is_weight(entry.path) == weights)
+def only(manifest: Manifest, *, weights: bool) -> Manifest:
+    """The same revision, of its files the weights or all others."""
+    files = tuple(entry for entry in manifest.files if entry.path.endswith(_WEIGHTS) == weights)
     return manifest.model_copy(update={"files": files})
 
 
-def _roomy(needed: int) -> Path:
+def roomy(needed: int) -> Path:
+    """Memory where it fits, else the temporary folder. Raises NoSpace."""
     bases = [Path("/dev/shm"), Path(tempfile.gettempdir())]  # noqa: S108 - a private folder is made in it
     free = {base: shutil.disk_usage(base).free for base in bases if base.is_dir()}
     for base, room in free.items():

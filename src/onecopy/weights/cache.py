@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,6 +84,7 @@ class NodeCache:
                     with PartMap(parts, manifest, write=True) as there:
                         self._reserve(staging, manifest)
                         missing = _missing(staging, manifest, there)
+                        there.vouch()
                         counter = ByteCounter(report, "fill", sum(part.end - part.start for part in missing))
                         stats = _fetch(store, manifest, staging, missing, there, counter, until)
                     (staging / _MANIFEST_TO_BE).rename(staging / MANIFEST)
@@ -103,7 +104,7 @@ class NodeCache:
 
     def follow(
         self, store: Store, manifest: Manifest, *, report: Reporter = silent, deadline: float = 3600
-    ) -> Follower:
+    ) -> Follower[FillResult]:
         """Reads a revision while it is filled, by whoever fills it: by this process if nobody else does."""
         return Follower(
             self.root / manifest.model / manifest.revision,
@@ -155,18 +156,28 @@ class NodeCache:
                 )
             in_memory = inventory.filesystem(self.root) in ("tmpfs", "ramfs")
             with _no_space(staging):
-                (staging / _MANIFEST_TO_BE).write_bytes(manifest.to_json())
+                new = staging / f"{_MANIFEST_TO_BE}.new"
+                new.write_bytes(manifest.to_json())
+                new.rename(staging / _MANIFEST_TO_BE)  # whole for whoever reads while we fill
             for entry in manifest.files:
                 path = staging / entry.path
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with _no_space(path):
-                    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
                     try:
                         os.ftruncate(handle, entry.size)
                         if entry.size and not in_memory:
                             os.posix_fallocate(handle, 0, entry.size)
                     finally:
                         os.close(handle)
+
+
+def staged_manifest(final: Path) -> Manifest:
+    """The manifest of a revision that is published or being filled. Raises CacheError when it is neither."""
+    for path in (final / MANIFEST, inventory.staging(final) / _MANIFEST_TO_BE, final / MANIFEST):
+        with suppress(FileNotFoundError):
+            return Manifest.from_json(path.read_bytes(), where=str(path))
+    raise CacheError(f"not in the node cache: {final}", hint="`onecopy cache fill` puts it there")
 
 
 def _missing(staging: Path, manifest: Manifest, there: PartMap) -> list[Part]:
@@ -182,6 +193,8 @@ def _missing(staging: Path, manifest: Manifest, there: PartMap) -> list[Part]:
                         continue
                     there.clear(entry.path, index)
                 missing.append(part)
+    # who reads while we fill begins with config and tokenizer, then with every file's header
+    missing.sort(key=lambda part: (part.entry.path.endswith(".safetensors"), part.index > 0))
     return missing
 
 

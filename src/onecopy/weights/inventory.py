@@ -85,16 +85,16 @@ def scan(root: Path) -> list[CacheEntry]:
         for path in sorted(_children(model)):
             if path.name.startswith(".") and path.name.endswith(".partial"):
                 final = path.with_name(path.name[1 : -len(".partial")])
-                state = "filling" if _held(lock(final)) or _held(path) else "partial"
+                state = "filling" if held(lock(final)) or held(path) else "partial"
                 found.append(
                     CacheEntry(model.name, final.name, path, state, allocated(path), length(path), age(final), False)
                 )
             elif not path.name.startswith(".") and (path / MANIFEST).exists():
                 packed = sum(allocated(image) for image in _children(model / PACKED) if _made_of(image, path))
                 size = allocated(path)
-                held = _held(path / MANIFEST)
+                leased = held(path / MANIFEST)
                 found.append(
-                    CacheEntry(model.name, path.name, path, "published", size + packed, length(path), age(path), held)
+                    CacheEntry(model.name, path.name, path, "published", size + packed, length(path), age(path), leased)
                 )
     return found
 
@@ -202,7 +202,7 @@ def _made_of(image: Path, final: Path) -> bool:
     return image.name.startswith(f"{final.name}-")
 
 
-def _held(path: Path) -> bool:
+def held(path: Path) -> bool:
     """Somebody holds a lock on it."""
     handle = locks.try_exclusive(path)
     if handle is None:

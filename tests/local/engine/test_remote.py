@@ -73,9 +73,9 @@ def test_a_private_copy_serves_and_leaves_no_file(
     head = remote.write_head(s3_store, manifest, tmp_path / "head")
     before = set(Path("/dev/shm").glob("onecopy-weights-*"))
     served = serve(head, env=environment(s3_server), loader=where)
-    assert served.report["sharing"] == "views"
-    assert "a private copy from the store" in served.replica.log.read_text()
-    sizes = sum(entry.size for entry in manifest.files if ".safetensors" in entry.path)
+    assert served.report["sharing"] == "copy"
+    assert "no node cache (none is named): a private copy of" in served.replica.log.read_text()
+    sizes = sum(entry.size for entry in manifest.files if entry.path.endswith(".safetensors"))
     assert served.report["bytes"]["store"] == sizes
     assert set(Path("/dev/shm").glob("onecopy-weights-*")) == before
     theirs = serve(folder, name="theirs", load_format="safetensors")
