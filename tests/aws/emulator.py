@@ -1,11 +1,12 @@
 """MiniStack with what this stack needs and it lacks. It tests OUR FLOW, not AWS's rules: whether AWS itself would accept,
 replace or refuse a thing is not shown by any test that runs on it.
 
-Added: five CloudFormation types, three describe calls of the preflight, an EKS endpoint that leads to a real API server,
+Added: five CloudFormation types, four describe calls of the preflight, Service Quotas, an EKS endpoint that leads to a real API server,
 and failures on demand. They plug into private tables of MiniStack: the version is pinned in pyproject.toml.
 
 Run by the fixture as a process of its own: `python emulator.py CONTROL_FILE`; the JSON of CONTROL_FILE is read anew at
-each use: `{"fail": {"AWS::EKS::Nodegroup": "why"}, "endpoint": "https://…", "ca": "base64", "webhook_token": "…"}`.
+each use: `{"fail": {"AWS::EKS::Nodegroup": "why"}, "endpoint": "https://…", "ca": "base64", "webhook_token": "…",
+"quotas": {"L-DB2E81BA": 0}, "free": {"10.60.0.0/27": 27}}`.
 """
 
 from __future__ import annotations
@@ -159,6 +160,24 @@ def _give_endpoint(result: tuple[str, dict[str, Any]]) -> None:
         accepted(eks._create_access_entry(name, wanted["creator"]))
 
 
+# In the form of AWS's own; of the settings only those that the template has, and one add-on that forgot one
+SCHEMAS: dict[str, Any] = {
+    "metrics-server": {"$ref": "#/definitions/A", "definitions": {"A": {"properties": {"hostNetwork": {
+        "properties": {"enabled": {"type": "boolean"}}, "additionalProperties": False}},
+        "additionalProperties": False}}},
+    "cert-manager": {"properties": {"webhook": {"properties": {"hostNetwork": {}}, "additionalProperties": False}},
+        "additionalProperties": False},
+}  # fmt: skip
+
+
+async def quotas(method: str, path: str, headers: Any, body: bytes, query: dict[str, Any]) -> Any:
+    """Service Quotas as the control file has them, by code; plenty of anything else."""
+    asked = json.loads(body)
+    value = control().get("quotas", {}).get(asked["QuotaCode"], 500)
+    quota = {"ServiceCode": asked["ServiceCode"], "QuotaCode": asked["QuotaCode"], "Value": float(value)}
+    return 200, {"Content-Type": "application/x-amz-json-1.1"}, json.dumps({"Quota": quota}).encode()
+
+
 def extra_eks(method: str, path: str, headers: Any, body: bytes, query: dict[str, Any]) -> Any:
     first = {key: value[0] if isinstance(value, list) else value for key, value in query.items()}
     if path == "/addons/supported-versions":
@@ -176,6 +195,8 @@ def extra_eks(method: str, path: str, headers: Any, body: bytes, query: dict[str
         return eks._json_resp(
             200, {"addons": [{"addonName": first["addonName"], "addonVersions": version}] if known else []}
         )
+    if path == "/addons/configuration-schemas":
+        return eks._json_resp(200, {**first, "configurationSchema": json.dumps(SCHEMAS.get(first["addonName"], {}))})
     if path == "/cluster-versions":
         versions = [("1.35", "STANDARD_SUPPORT"), ("1.34", "STANDARD_SUPPORT"), ("1.32", "EXTENDED_SUPPORT")]
         return eks._json_resp(
@@ -200,6 +221,14 @@ def offerings(parameters: dict[str, Any]) -> Any:
     )
 
 
+def subnets(parameters: dict[str, Any]) -> Any:
+    """MiniStack says 251 free addresses of every subnet; the control file knows better, by range."""
+    free = control().get("free", {})
+    for subnet in ec2._subnets.values():
+        subnet["AvailableIpAddressCount"] = free.get(subnet["CidrBlock"], subnet["AvailableIpAddressCount"])
+    return original_subnets(parameters)
+
+
 if __name__ == "__main__":
     for kind, (create, update, delete) in ADDED.items():
         if kind in HANDLERS:
@@ -214,7 +243,12 @@ if __name__ == "__main__":
     eks._handle_request_sync = extra_eks
     actions = next(t for t in vars(ec2).values() if isinstance(t, dict) and "DescribeInstanceTypes" in t)
     actions["DescribeInstanceTypeOfferings"] = offerings
-    from ministack.app import main
+    original_subnets, actions["DescribeSubnets"] = actions["DescribeSubnets"], subnets
+    from ministack import app
+    from ministack.core import router
+
+    router.SERVICE_PATTERNS["servicequotas"] = {"target_prefixes": ["ServiceQuotasV20190624"]}
+    app.SERVICE_HANDLERS["servicequotas"] = quotas
 
     sys.argv = ["ministack"]
-    main()
+    app.main()

@@ -41,6 +41,10 @@ def examine(resolved: Resolved) -> list[Finding]:
     """Everything that can be said of a configuration before it is applied. Changes nothing."""
     if resolved.config.target == "local":
         return [*local(), *store(resolved)]
+    if resolved.config.target == "aws":
+        from onecopy.targets.aws.target import AwsTarget
+
+        return AwsTarget(resolved.config).examine()
     from onecopy.targets.kubernetes import doctor
     from onecopy.targets.kubernetes.target import KubernetesTarget
 

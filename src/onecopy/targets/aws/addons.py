@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 from troposphere import GetAtt, Ref, Template, eks
 
@@ -38,6 +39,36 @@ def title(addon: str) -> str:
     return "".join(part.capitalize() for part in addon.split("-")) + "Addon"
 
 
+def configuration(inputs: Inputs, name: str) -> dict[str, Any]:
+    """Settings of an add-on; EKS holds them against the schema of its version."""
+    if inputs.is_calico and name in _HOST_NETWORK:
+        return _HOST_NETWORK[name]
+    if name == "aws-mountpoint-s3-csi-driver":
+        return {"node": {"tolerateAllTaints": True}}
+    return {}
+
+
+def unknown_keys(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[str]:
+    """Dotted paths of settings that an add-on's JSON schema, as DescribeAddonConfiguration tells it, does not have."""
+    yield from _unknown(settings, schema, schema, "")
+
+
+def _unknown(settings: Any, part: Mapping[str, Any], schema: Mapping[str, Any], path: str) -> Iterator[str]:
+    while "$ref" in part:
+        found: Any = schema
+        for step in str(part["$ref"]).removeprefix("#/").split("/"):
+            found = found[step]
+        part = found
+    if not isinstance(settings, dict) or "properties" not in part:
+        return
+    for key, value in cast("dict[str, Any]", settings).items():
+        where = f"{path}.{key}" if path else key
+        if key in part["properties"]:
+            yield from _unknown(value, part["properties"][key], schema, where)
+        elif part.get("additionalProperties") in (False, None):
+            yield where
+
+
 def add_first_addons(template: Template, inputs: Inputs) -> list[str]:
     """Returns their logical ids."""
     return [_add(template, inputs, name, []) for name in wanted_addons(inputs) if name in FIRST]
@@ -54,10 +85,8 @@ def _add(template: Template, inputs: Inputs, name: str, waits: list[str]) -> str
     pinned: dict[str, str] = {**inputs.choices.addon_versions, **inputs.aws.addons.versions}
     if version := pinned.get(name):
         optional["AddonVersion"] = version
-    if inputs.is_calico and name in _HOST_NETWORK:
-        optional["ConfigurationValues"] = json.dumps(_HOST_NETWORK[name], separators=(",", ":"))
-    if name == "aws-mountpoint-s3-csi-driver":
-        optional["ConfigurationValues"] = json.dumps({"node": {"tolerateAllTaints": True}}, separators=(",", ":"))
+    if settings := configuration(inputs, name):
+        optional["ConfigurationValues"] = json.dumps(settings, separators=(",", ":"))
     if inputs.identity == "irsa":
         role = {"aws-mountpoint-s3-csi-driver": "ReaderRole", "aws-ebs-csi-driver": "EbsCsiRole"}.get(name)
         if role:

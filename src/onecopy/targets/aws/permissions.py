@@ -1,11 +1,15 @@
-"""The policy that whoever runs plan, apply and destroy needs. Printed, never attached.
+"""The policy that whoever runs plan, apply and destroy needs. Printed, never attached; and asked of IAM's simulator.
 
 CloudFormation acts with the caller's own permissions, so this is what the resources of the template ask for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
+
+from onecopy.targets.aws.session import Identity, Session
 
 _READ = [
     "cloudformation:DescribeStacks", "cloudformation:DescribeStackEvents", "cloudformation:DescribeChangeSet",
@@ -13,9 +17,9 @@ _READ = [
     "cloudformation:GetTemplate", "cloudformation:ListStackResources", "cloudformation:ListChangeSets",
     "ec2:Describe*", "ec2:GetLaunchTemplateData", "eks:Describe*", "eks:List*", "elasticloadbalancing:Describe*",
     "iam:GetRole", "iam:GetRolePolicy", "iam:ListRolePolicies", "iam:ListAttachedRolePolicies",
-    "iam:GetOpenIDConnectProvider", "kms:DescribeKey", "kms:GetKeyPolicy", "kms:GetKeyRotationStatus",
-    "kms:ListResourceTags", "logs:DescribeLogGroups", "logs:ListTagsForResource", "servicequotas:GetServiceQuota",
-    "sts:GetCallerIdentity", "tag:GetResources",
+    "iam:GetOpenIDConnectProvider", "iam:SimulatePrincipalPolicy", "kms:DescribeKey", "kms:GetKeyPolicy",
+    "kms:GetKeyRotationStatus", "kms:ListResourceTags", "logs:Describe*", "logs:GetDataProtectionPolicy",
+    "logs:ListTagsForResource", "servicequotas:GetServiceQuota", "sts:GetCallerIdentity",
 ]  # fmt: skip
 _CHANGE = {
     "cloudformation": [
@@ -23,7 +27,8 @@ _CHANGE = {
         "DetectStackDrift", "DetectStackResourceDrift",
     ],
     "ec2": [
-        "CreateVpc", "DeleteVpc", "ModifyVpcAttribute", "CreateSubnet", "DeleteSubnet", "CreateInternetGateway",
+        "CreateVpc", "DeleteVpc", "ModifyVpcAttribute", "CreateSubnet", "DeleteSubnet", "ModifySubnetAttribute",
+        "AssociateAddress", "DisassociateAddress", "ReplaceRoute", "ReplaceRouteTableAssociation", "CreateInternetGateway",
         "DeleteInternetGateway", "AttachInternetGateway", "DetachInternetGateway", "AllocateAddress", "ReleaseAddress",
         "CreateNatGateway", "DeleteNatGateway", "CreateRouteTable", "DeleteRouteTable", "AssociateRouteTable",
         "DisassociateRouteTable", "CreateRoute", "DeleteRoute", "CreateVpcEndpoint", "ModifyVpcEndpoint",
@@ -34,23 +39,32 @@ _CHANGE = {
     "eks": [
         "CreateCluster", "DeleteCluster", "UpdateClusterConfig", "UpdateClusterVersion", "AssociateEncryptionConfig",
         "CreateNodegroup", "DeleteNodegroup", "UpdateNodegroupConfig", "UpdateNodegroupVersion", "CreateAddon",
-        "DeleteAddon", "UpdateAddon", "CreateAccessEntry", "DeleteAccessEntry", "AssociateAccessPolicy",
+        "DeleteAddon", "UpdateAddon", "CreateAccessEntry", "UpdateAccessEntry", "DeleteAccessEntry", "AssociateAccessPolicy",
         "DisassociateAccessPolicy", "CreatePodIdentityAssociation", "DeletePodIdentityAssociation",
         "UpdatePodIdentityAssociation", "TagResource", "UntagResource",
     ],
-    "kms": ["CreateKey", "ScheduleKeyDeletion", "EnableKeyRotation", "PutKeyPolicy", "TagResource", "CreateGrant"],
-    "logs": ["CreateLogGroup", "DeleteLogGroup", "PutRetentionPolicy", "TagResource", "UntagResource"],
+    "kms": [
+        "CreateKey", "ScheduleKeyDeletion", "EnableKeyRotation", "PutKeyPolicy", "UpdateKeyDescription", "TagResource",
+        "UntagResource", "CreateGrant",
+    ],
+    "logs": [
+        "CreateLogGroup", "DeleteLogGroup", "PutRetentionPolicy", "DeleteRetentionPolicy", "TagResource", "UntagResource",
+    ],
     "elasticloadbalancing": ["DeleteLoadBalancer", "DeleteTargetGroup"],
 }  # fmt: skip
 _ROLE = [
     "CreateRole", "DeleteRole", "TagRole", "UntagRole", "PutRolePolicy", "DeleteRolePolicy", "AttachRolePolicy",
-    "DetachRolePolicy", "UpdateAssumeRolePolicy", "PassRole",
+    "DetachRolePolicy", "UpdateRole", "UpdateRoleDescription", "UpdateAssumeRolePolicy", "PassRole",
 ]  # fmt: skip
-_OIDC = ["CreateOpenIDConnectProvider", "DeleteOpenIDConnectProvider", "TagOpenIDConnectProvider"]
+_OIDC = [
+    "CreateOpenIDConnectProvider", "DeleteOpenIDConnectProvider", "TagOpenIDConnectProvider",
+    "UntagOpenIDConnectProvider", "ListOpenIDConnectProviderTags", "AddClientIDToOpenIDConnectProvider",
+    "RemoveClientIDFromOpenIDConnectProvider", "UpdateOpenIDConnectProviderThumbprint",
+]  # fmt: skip
 _BUCKET = [
     "CreateBucket", "ListBucket", "GetBucket*", "PutBucketPolicy", "PutBucketVersioning", "PutBucketPublicAccessBlock",
-    "PutBucketOwnershipControls", "PutBucketTagging", "GetEncryptionConfiguration", "PutEncryptionConfiguration",
-    "GetLifecycleConfiguration", "PutLifecycleConfiguration",
+    "PutBucketOwnershipControls", "PutBucketTagging", "PutEncryptionConfiguration", "PutLifecycleConfiguration",
+    "Get*Configuration", "ListTagsForResource", "TagResource", "UntagResource",
 ]  # fmt: skip
 
 
@@ -90,3 +104,45 @@ def operator_policy(
             {"Sid": "Issuer", "Effect": "Allow", "Action": [f"iam:{name}" for name in _OIDC], "Resource": provider}
         )
     return {"Version": "2012-10-17", "Statement": statements}
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An action that IAM's simulator refuses. explicit: a statement says no, which nothing else can permit."""
+
+    action: str
+    explicit: bool
+
+
+def simulate(session: Session, policy: dict[str, Any], *, who: Identity) -> list[Refused]:
+    """What the caller lacks of a policy. The simulator knows no wildcards, so those actions are left out.
+
+    A caller whose permissions are bound to single resources is refused here what it may do on them: only an explicit
+    refusal is certain. Raises ClientError when the caller may not ask.
+    """
+    iam = session.client("iam")
+    source = who.arn
+    if ":role/" in source:
+        # a session's ARN leaves out the role's path, and the simulator takes the whole
+        source = iam.get_role(RoleName=source.rsplit("/", 1)[1])["Role"]["Arn"]
+    refused: list[Refused] = []
+    for actions, asked in _questions(policy):
+        for page in iam.get_paginator("simulate_principal_policy").paginate(
+            PolicySourceArn=source, ActionNames=actions, **asked
+        ):
+            refused += [
+                Refused(result["EvalActionName"], result["EvalDecision"] == "explicitDeny")
+                for result in page["EvaluationResults"]
+                if result["EvalDecision"] != "allowed"
+            ]
+    return refused
+
+
+def _questions(policy: dict[str, Any]) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """Conditional statements are left out: service-linked roles, which most accounts have had for years."""
+    for statement in policy["Statement"]:
+        actions: list[str] = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+        known = [action for action in actions if "*" not in action]
+        if known and "Condition" not in statement:
+            resource: str = statement["Resource"]
+            yield known, {} if resource == "*" else {"ResourceArns": [resource.replace("*", "any")]}

@@ -1,48 +1,40 @@
-"""What only the account knows, asked before anything is made: versions, offerings, quotas, names, network.
+"""What only the account knows, asked before anything is made: who calls and what they may, versions, offerings, quotas,
+names, network. Every finding has its fix.
 
-A check that may not be asked (no permission, an API that is not there) is a warning and never an error: the account
-may still allow the thing itself. What is certain to fail is an error, and all errors are told at once.
+A check that may not be asked (no permission, an API that is not there) is a warning and never a problem: the account
+may still allow the thing itself. What is certain to fail is a problem, and all problems are told at once.
 """
 
 from __future__ import annotations
 
+import functools
+import ipaddress
+import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import TypeVar
 
 from botocore.exceptions import ClientError
 
 from onecopy.config.aws import NodeGroup
 from onecopy.core.errors import CloudError
-from onecopy.targets.aws.addons import wanted_addons
-from onecopy.targets.aws.inputs import ZONES, Choices, Inputs
-from onecopy.targets.aws.session import DENIED, Session, code, message, translated
+from onecopy.targets.aws.addons import configuration, unknown_keys, wanted_addons
+from onecopy.targets.aws.existing import bucket_name, check_bucket, check_network
+from onecopy.targets.aws.inputs import TAG_STACK, ZONES, Choices, Inputs
+from onecopy.targets.aws.permissions import Refused, operator_policy, simulate
+from onecopy.targets.aws.report import Report
+from onecopy.targets.aws.session import DENIED, Session, code, message
 
 T = TypeVar("T")
 ADDRESS_SERVICE = "https://checkip.amazonaws.com"
-# A node of the VPC CNI takes an address a pod; below this a rolling update already runs dry
-FREE_ADDRESSES = 64
 # Service Quotas' codes: (on-demand, spot) vCPUs by family, read from its console in 2025
 _VCPU_QUOTAS = {"g": ("L-DB2E81BA", "L-3819A6DF"), "p": ("L-417A185B", "L-7212CCBC"), "": ("L-1216C47A", "L-34B43A08")}
 _EIP_QUOTA, _VPC_QUOTA = "L-0263D0A3", "L-F678F1CE"
-
-
-@dataclass
-class Report:
-    errors: list[str] = field(default_factory=list[str])
-    warnings: list[str] = field(default_factory=list[str])
-    extended: bool = False
-    """The Kubernetes version is in extended support."""
-
-    def raise_errors(self) -> None:
-        """Raises CloudError with every error found."""
-        if self.errors:
-            more = "".join(f"\n  - {error}" for error in self.errors)
-            raise CloudError(
-                f"the account cannot take this stack:{more}", hint="nothing was made; correct and plan again"
-            )
+_ASK_FOR_MORE = "ask for more in Service Quotas, in this region"
+_SHOWN = 8
+"""Refused actions that are named one by one."""
 
 
 class Preflight:
@@ -52,43 +44,45 @@ class Preflight:
 
     def new_stack(self) -> Choices:
         """Checks everything and makes the choices of a stack that is not there yet."""
-        offered = self._ask("ec2:DescribeInstanceTypeOfferings", self._offerings)
+        self._caller()
+        self._ask("permissions", "iam:SimulatePrincipalPolicy", self._permissions)
+        offered = self._ask("instance types", "ec2:DescribeInstanceTypeOfferings", self._offerings)
         choices = Choices(api_cidrs=self._api_cidrs())
         if self._inputs.aws.network.vpc_id is None:
             choices = self._with_zones(choices, offered)
-            self._ask("servicequotas:GetServiceQuota (VPCs, addresses)", self._network_quotas)
+            self._ask("addresses", "servicequotas:GetServiceQuota", self._address_quota)
+            self._ask("VPCs", "servicequotas:GetServiceQuota", self._vpc_quota)
         else:
-            self._ask("ec2:DescribeSubnets", lambda: self._existing_network(offered))
-        choices = self._with_bucket(choices)
+            check = functools.partial(check_network, self._session, self._inputs, offered, self.report)
+            self._ask("network", "ec2:DescribeSubnets", check)
+        choices = check_bucket(self._session, self._inputs, choices, self.report)
         choices = self.versions(choices)
-        for nodes in self._groups():
-            self._ask(
-                f"servicequotas:GetServiceQuota (vCPUs of {nodes.instance_types[0]})", lambda n=nodes: self._vcpus(n)
-            )
-        self._ask("logs:DescribeLogGroups", self._log_group)
-        self._admins()
+        self._sizes()
+        self._ask("log group", "logs:DescribeLogGroups", self._log_group)
         return choices
 
     def existing_stack(self, choices: Choices) -> Choices:
-        """Keeps the choices; versions of add-ons that are new are chosen."""
+        """Keeps the choices; versions of add-ons that are new are chosen, and what nodes need is looked at again."""
+        self._caller()
         wanted = self._inputs.aws.cluster.public_cidrs
         if wanted:
             choices = replace(choices, api_cidrs=wanted)
-        self._admins()
+        self._ask("instance types", "ec2:DescribeInstanceTypeOfferings", lambda: self._still_offered(choices))
+        self._sizes()
         return self.versions(choices)
 
-    def _ask(self, what: str, check: Callable[[], T]) -> T | None:
+    def _ask(self, check: str, action: str, work: Callable[[], T]) -> T | None:
         try:
-            return check()
+            return work()
         except ClientError as error:
             kind = code(error)
             if "NotFound" in kind or "Malformed" in kind:
-                self.report.errors.append(f"{what}: {message(error)}")
+                self.report.problem(check, message(error), "correct the name in the configuration")
                 return None
-            why = "not permitted" if kind in DENIED else kind or "no answer"
-            self.report.warnings.append(f"not checked: {what}: {why}")
+            why = f"{action} is not permitted" if kind in DENIED else f"{action}: {kind or 'no answer'}"
         except CloudError as error:
-            self.report.warnings.append(f"not checked: {what}: {error.message}")
+            why = error.message
+        self.report.warn(check, f"{check} not checked: {why}")
         return None
 
     def _groups(self) -> Iterator[NodeGroup]:
@@ -96,44 +90,84 @@ class Preflight:
         if self._inputs.aws.gpu_nodes.enabled:
             yield self._inputs.aws.gpu_nodes
 
+    def _caller(self) -> None:
+        who = self._session.identity
+        self.report.ok("identity", f"{who.arn} in {self._session.region}")
+        if who.arn in self._inputs.aws.cluster.admins:
+            self.report.problem(
+                "administrators",
+                f"aws.cluster.admins names {who.arn}, which makes the cluster and so administers it already",
+                "take it out of aws.cluster.admins",
+            )
+
+    def _permissions(self) -> None:
+        who = self._session.identity
+        if who.arn.endswith(":root"):
+            self.report.ok("permissions", "the account's root may do everything (a role is safer)")
+            return
+        irsa = self._inputs.identity == "irsa"
+        policy = operator_policy(
+            self._inputs.name, self.bucket_name(), partition=who.partition, account=who.account, irsa=irsa
+        )
+        refused = simulate(self._session, policy, who=who)
+        fix = "`onecopy aws policy` prints what is needed"
+        never = [found for found in refused if found.explicit]
+        if never:
+            self.report.problem("permissions", f"a policy denies {_names(never)}", fix)
+        if maybe := [found for found in refused if not found.explicit]:
+            text = f"IAM's simulation finds no permission for {_names(maybe)}"
+            self.report.warn("permissions", text, f"{fix}; those that are bound to single resources do not show there")
+        if not refused:
+            self.report.ok("permissions", "IAM's simulation permits every action")
+
     def _api_cidrs(self) -> tuple[str, ...]:
         if self._inputs.aws.cluster.public_cidrs:
             return self._inputs.aws.cluster.public_cidrs
         try:
             with urllib.request.urlopen(ADDRESS_SERVICE, timeout=5) as answer:
-                return (f"{answer.read(64).decode('ascii').strip()}/32",)
+                address = answer.read(64).decode("ascii").strip()
+                ipaddress.IPv4Address(address)
         except (urllib.error.URLError, OSError, ValueError) as error:
-            self.report.errors.append(
+            self.report.problem(
+                "API access",
                 f"this machine's public address is not known ({ADDRESS_SERVICE}: {error}), and the API server is open"
-                " to named addresses only: set aws.cluster.public_cidrs"
+                " to named addresses only",
+                "set aws.cluster.public_cidrs",
             )
             return ()
-
-    def _admins(self) -> None:
-        if self._session.identity.arn in self._inputs.aws.cluster.admins:
-            self.report.errors.append(
-                f"aws.cluster.admins names {self._session.identity.arn}, which makes the cluster and so administers it already"
-            )
+        self.report.ok("API access", f"the API server will be open to this machine alone: {address}/32")
+        return (f"{address}/32",)
 
     def versions(self, choices: Choices) -> Choices:
-        """The Kubernetes version is on offer, and each add-on has a version for it."""
+        """The Kubernetes version is on offer, and each add-on has a version for it and takes our settings."""
         version = self._inputs.aws.cluster.version
-        self._ask("eks:DescribeClusterVersions", lambda: self._cluster_version(version))
+        self._ask("Kubernetes version", "eks:DescribeClusterVersions", lambda: self._cluster_version(version))
         pinned: Mapping[str, str] = {**self._inputs.aws.addons.versions}
         chosen = dict(choices.addon_versions)
         for name in wanted_addons(self._inputs):
-            found = self._ask(f"eks:DescribeAddonVersions ({name})", lambda n=name: self._addon_versions(n, version))
+            check = f"add-on {name}"
+            found = self._ask(check, "eks:DescribeAddonVersions", lambda n=name: self._addon_versions(n, version))
             if found is None:
                 continue
             offered, recommended = found
             if not offered:
-                self.report.errors.append(f"EKS has no add-on {name} for Kubernetes {version}")
-            elif name in pinned and pinned[name] not in offered:
-                self.report.errors.append(
-                    f"aws.addons.versions: {name} {pinned[name]} is not for Kubernetes {version}; EKS recommends {recommended}"
+                self.report.problem(
+                    check, f"EKS has no add-on {name} for Kubernetes {version}", "set another aws.cluster.version"
                 )
-            elif chosen.get(name) not in offered:
+                continue
+            if name in pinned and pinned[name] not in offered:
+                self.report.problem(
+                    check,
+                    f"aws.addons.versions: {name} {pinned[name]} is not for Kubernetes {version}",
+                    f"EKS recommends {recommended}",
+                )
+                continue
+            if chosen.get(name) not in offered:
                 chosen[name] = recommended
+            taken = pinned.get(name) or chosen[name]
+            self.report.ok(check, taken)
+            if configuration(self._inputs, name):
+                self._ask(check, "eks:DescribeAddonConfiguration", lambda n=name, v=taken: self._addon_settings(n, v))
         kept = {name: chosen[name] for name in wanted_addons(self._inputs) if name in chosen and name not in pinned}
         return replace(choices, addon_versions=kept)
 
@@ -142,15 +176,25 @@ class Preflight:
         by_name = {entry["clusterVersion"]: entry for entry in found}
         if version not in by_name:
             standard = sorted(v for v, e in by_name.items() if "STANDARD" in str(e.get("versionStatus", "")).upper())
-            self.report.errors.append(
-                f"aws.cluster.version: EKS does not offer {version}; in standard support: {', '.join(standard)}"
+            self.report.problem(
+                "Kubernetes version",
+                f"aws.cluster.version: EKS does not offer {version}",
+                f"in standard support: {', '.join(standard)}",
             )
             return
-        status = str(by_name[version].get("versionStatus") or by_name[version].get("status") or "")
-        self.report.extended = "EXTENDED" in status.upper()
+        entry = by_name[version]
+        status = str(entry.get("versionStatus") or entry.get("status") or "").upper()
+        self.report.extended = "EXTENDED" in status
+        ends = entry.get("endOfStandardSupportDate")
         if self.report.extended:
-            self.report.warnings.append(
-                f"Kubernetes {version} is in extended support: its control plane costs six times as much"
+            self.report.warn(
+                "Kubernetes version",
+                f"Kubernetes {version} is in extended support: its control plane costs six times as much",
+                "set a newer aws.cluster.version",
+            )
+        else:
+            self.report.ok(
+                "Kubernetes version", f"{version}, in standard support" + (f" until {ends:%Y-%m-%d}" if ends else "")
             )
 
     def _addon_versions(self, name: str, version: str) -> tuple[list[str], str]:
@@ -161,6 +205,17 @@ class Preflight:
             e["addonVersion"] for e in entries if any(c.get("defaultVersion") for c in e.get("compatibilities", []))
         ]
         return offered, (best or offered or [""])[0]
+
+    def _addon_settings(self, name: str, version: str) -> None:
+        """EKS refuses an add-on whose settings its schema does not know, ten minutes after the start."""
+        answer = self._session.client("eks").describe_addon_configuration(addonName=name, addonVersion=version)
+        schema = json.loads(answer.get("configurationSchema") or "{}")
+        if unknown := list(unknown_keys(configuration(self._inputs, name), schema)):
+            self.report.problem(
+                f"add-on {name}",
+                f"{name} {version} does not take {', '.join(unknown)}",
+                f"set another version in aws.addons.versions.{name}",
+            )
 
     def _offerings(self) -> dict[str, set[str]]:
         """Instance type → zones that offer it."""
@@ -175,9 +230,26 @@ class Preflight:
             for offer in page["InstanceTypeOfferings"]:
                 offered[offer["InstanceType"]].add(offer["Location"])
         for kind, zones in offered.items():
-            if not zones:
-                self.report.errors.append(f"{kind} is not offered in {self._session.region}")
+            if zones:
+                self.report.ok("instance types", f"{kind} is offered in {', '.join(sorted(zones))}")
+            else:
+                fix = "name another instance type, or another region"
+                self.report.problem("instance types", f"{kind} is not offered in {self._session.region}", fix)
         return offered
+
+    def _still_offered(self, choices: Choices) -> None:
+        """The zones of a stack that stands are given: a type that is changed to must be offered there."""
+        offered, gpu = self._offerings(), self._inputs.aws.gpu_nodes
+        zones = choices.zones[: choices.gpu_zones]
+        if gpu.enabled and zones:
+            able = {zone for kind in gpu.instance_types for zone in offered[kind]}
+            if able and able.isdisjoint(zones):
+                self.report.problem(
+                    "instance types",
+                    f"none of the stack's zones ({', '.join(zones)}) offers {', '.join(gpu.instance_types)}:"
+                    f" only {', '.join(sorted(able))}",
+                    "name another instance type; the zones of a stack stay as they are",
+                )
 
     def _with_zones(self, choices: Choices, offered: Mapping[str, set[str]] | None) -> Choices:
         gpu = self._inputs.aws.gpu_nodes
@@ -185,21 +257,25 @@ class Preflight:
         if offered is not None and gpu.enabled:
             able = {zone for kind in gpu.instance_types for zone in offered[kind]}
         named = self._inputs.aws.network.zones
-        zones = named or self._ask("ec2:DescribeAvailabilityZones", self._all_zones)
+        zones = named or self._ask("zones", "ec2:DescribeAvailabilityZones", self._all_zones)
         if zones is None:
             return choices
         # The zones with the GPU first: the template takes the first `gpu_zones` of them
         chosen = tuple(sorted(zones, key=lambda zone: (zone not in able, zone)))[:ZONES]
         if len(chosen) < ZONES:
-            self.report.errors.append(f"{self._session.region} has {len(chosen)} zones, and three are needed")
+            self.report.problem(
+                "zones", f"{self._session.region} has {len(chosen)} zones, and three are needed", "use another region"
+            )
             return choices
         with_gpu = sum(zone in able for zone in chosen) if able else ZONES
         if able and with_gpu == 0:
-            self.report.errors.append(
-                f"none of {', '.join(chosen)} offers {', '.join(gpu.instance_types)}: only {', '.join(sorted(able))}"
+            self.report.problem(
+                "zones",
+                f"none of {', '.join(chosen)} offers {', '.join(gpu.instance_types)}: only {', '.join(sorted(able))}",
+                "name one of those in aws.network.zones",
             )
         elif able and with_gpu < ZONES:
-            self.report.warnings.append(f"{', '.join(gpu.instance_types)}: offered in {with_gpu} of the three zones")
+            self.report.warn("zones", f"{', '.join(gpu.instance_types)}: offered in {with_gpu} of the three zones")
         return replace(choices, zones=chosen, gpu_zones=max(with_gpu, 1))
 
     def _all_zones(self) -> tuple[str, ...]:
@@ -208,74 +284,8 @@ class Preflight:
         )["AvailabilityZones"]
         return tuple(zone["ZoneName"] for zone in found)
 
-    def _existing_network(self, offered: Mapping[str, set[str]] | None) -> None:
-        network, gpu = self._inputs.aws.network, self._inputs.aws.gpu_nodes
-        ec2 = self._session.client("ec2")
-        wanted = sorted({*network.private_subnets, *gpu.subnets})
-        subnets = {s["SubnetId"]: s for s in ec2.describe_subnets(SubnetIds=wanted)["Subnets"]}
-        errors, warnings = self.report.errors, self.report.warnings
-        for name, subnet in subnets.items():
-            if subnet["VpcId"] != network.vpc_id:
-                errors.append(f"{name} is in {subnet['VpcId']}, not in {network.vpc_id}")
-            if subnet["AvailableIpAddressCount"] < FREE_ADDRESSES:
-                errors.append(
-                    f"{name} has {subnet['AvailableIpAddressCount']} free addresses: {FREE_ADDRESSES} are the least"
-                )
-        zones = {subnets[name]["AvailabilityZone"] for name in network.private_subnets if name in subnets}
-        if len(zones) < 2:
-            errors.append(f"the private subnets are in one zone ({', '.join(zones)}): EKS needs two")
-        if offered is not None and gpu.enabled:
-            able = {zone for kind in gpu.instance_types for zone in offered[kind]}
-            lacking = [
-                n
-                for n in gpu.subnets or network.private_subnets
-                if n in subnets and subnets[n]["AvailabilityZone"] not in able
-            ]
-            if lacking:
-                errors.append(
-                    f"no {', '.join(gpu.instance_types)} in the zones of {', '.join(lacking)}: name others in aws.gpu_nodes.subnets"
-                )
-        tables = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [network.vpc_id]}])["RouteTables"]
-        _check_routes(wanted, tables, bool(network.s3_route_tables), errors, warnings)
-
-    def _with_bucket(self, choices: Choices) -> Choices:
-        name = self.bucket_name()
-        s3 = self._session.client("s3")
-        try:
-            with translated(f"s3:HeadBucket {name}"):
-                try:
-                    s3.head_bucket(Bucket=name, ExpectedBucketOwner=self._session.identity.account)
-                except ClientError as error:
-                    if code(error) in ("404", "NoSuchBucket", "NotFound"):
-                        return choices
-                    if code(error) in DENIED:
-                        self.report.errors.append(
-                            f"the bucket {name} belongs to another account, or may not be read: name another (store.uri)"
-                        )
-                        return choices
-                    raise
-        except CloudError as error:
-            self.report.warnings.append(f"not checked: the bucket {name}: {error.message}")
-            return choices
-        self.report.warnings.append(f"the bucket {name} is there already: it is used as it is")
-        key = self._ask("s3:GetEncryptionConfiguration", lambda: _bucket_key(s3, name))
-        self._ask("s3:GetBucketPublicAccessBlock", lambda: self._public_access(s3, name))
-        return replace(choices, create_bucket=False, bucket_key=key)
-
     def bucket_name(self) -> str:
-        if self._inputs.store is not None:
-            return self._inputs.store.bucket
-        return f"{self._inputs.name}-models-{self._session.identity.account}-{self._session.region}"
-
-    def _public_access(self, s3: Any, name: str) -> None:
-        blocked: dict[str, bool] = {}
-        try:
-            blocked = s3.get_public_access_block(Bucket=name)["PublicAccessBlockConfiguration"]
-        except ClientError as error:
-            if code(error) != "NoSuchPublicAccessBlockConfiguration":
-                raise
-        if not (blocked and all(blocked.values())):
-            self.report.warnings.append(f"the bucket {name} does not block public access: block it")
+        return bucket_name(self._session, self._inputs)
 
     def _quota(self, service: str, quota: str) -> float:
         return float(
@@ -284,61 +294,84 @@ class Preflight:
             ]
         )
 
-    def _network_quotas(self) -> None:
+    def _address_quota(self) -> None:
         ec2 = self._session.client("ec2")
-        addresses = ZONES if self._inputs.aws.network.nat == "per-zone" else 1
+        needed = ZONES if self._inputs.aws.network.nat == "per-zone" else 1
         used = len(ec2.describe_addresses(Filters=[{"Name": "domain", "Values": ["vpc"]}])["Addresses"])
-        if used + addresses > (limit := self._quota("ec2", _EIP_QUOTA)):
-            self.report.errors.append(f"{addresses} Elastic IPs are needed, and {used} of {limit:.0f} are in use")
-        vpcs = len(ec2.describe_vpcs()["Vpcs"])
-        if vpcs + 1 > (limit := self._quota("vpc", _VPC_QUOTA)):
-            self.report.errors.append(f"one more VPC is needed, and {vpcs} of {limit:.0f} are in use")
+        self._fits("addresses", f"{needed} Elastic IPs", needed, used, self._quota("ec2", _EIP_QUOTA))
 
-    def _vcpus(self, nodes: NodeGroup) -> None:
-        """Against the quota itself: what else runs in the account is not counted, so passing here is no promise."""
-        if nodes.capacity == "capacity-block":
-            return
+    def _vpc_quota(self) -> None:
+        used = len(self._session.client("ec2").describe_vpcs()["Vpcs"])
+        self._fits("VPCs", "one more VPC", 1, used, self._quota("vpc", _VPC_QUOTA))
+
+    def _fits(self, check: str, what: str, needed: float, used: float, limit: float) -> None:
+        text = f"{what} beside {used:.0f} of {limit:.0f} in use"
+        if used + needed > limit:
+            self.report.problem(check, f"no room for {text}", f"release some, or {_ASK_FOR_MORE}")
+        else:
+            self.report.ok(check, text)
+
+    def _sizes(self) -> None:
+        for nodes in self._groups():
+            check = f"vCPUs of {nodes.instance_types[0]}"
+            if nodes.capacity != "capacity-block":  # bought beforehand, outside of any quota
+                self._ask(check, "servicequotas:GetServiceQuota", lambda n=nodes, c=check: self._vcpus(c, n))
+
+    def _vcpus(self, check: str, nodes: NodeGroup) -> None:
+        """Beside what other instances of the family take now; AWS has no promise of capacity for anybody."""
         kind = nodes.instance_types[0]
-        found = self._session.client("ec2").describe_instance_types(InstanceTypes=[kind])["InstanceTypes"]
-        needed = found[0]["VCpuInfo"]["DefaultVCpus"] * nodes.desired
-        family = kind[0] if kind[0] in _VCPU_QUOTAS else ""
+        each = self._default_vcpus([kind])[kind]
+        family = _family(kind)
         limit = self._quota("ec2", _VCPU_QUOTAS[family][nodes.capacity == "spot"])
-        if needed > limit:
-            self.report.errors.append(
-                f"{nodes.desired} × {kind} need {needed} vCPUs ({nodes.capacity}), and the quota is {limit:.0f}: ask for more in Service Quotas"
+        used = self._running(family, spot=nodes.capacity == "spot")
+        self._fits(
+            check, f"{nodes.desired} × {kind} ({each * nodes.desired} vCPUs, {nodes.capacity})",
+            each * nodes.desired, used, limit,
+        )  # fmt: skip
+        if nodes.max > nodes.desired and used + each * nodes.max > limit >= used + each * nodes.desired:
+            self.report.warn(
+                check, f"the quota of {limit:.0f} vCPUs does not reach to max = {nodes.max}", _ASK_FOR_MORE
             )
+
+    def _running(self, family: str, *, spot: bool) -> int:
+        """vCPUs of the family that run now and are not this stack's own."""
+        live = [{"Name": "instance-state-name", "Values": ["pending", "running"]}]
+        pages = self._session.client("ec2").get_paginator("describe_instances").paginate(Filters=live)
+        kinds: list[str] = [
+            i["InstanceType"]
+            for page in pages
+            for reservation in page["Reservations"]
+            for i in reservation["Instances"]
+            if _family(i["InstanceType"]) == family
+            and (i.get("InstanceLifecycle") == "spot") == spot
+            and {"Key": TAG_STACK, "Value": self._inputs.name} not in i.get("Tags", [])
+        ]
+        vcpus = self._default_vcpus(sorted(set(kinds)))
+        return sum(vcpus[kind] for kind in kinds)
+
+    def _default_vcpus(self, kinds: list[str]) -> dict[str, int]:
+        """By instance type; quotas count these, whatever an instance was started with."""
+        if not kinds:
+            return {}
+        found = self._session.client("ec2").describe_instance_types(InstanceTypes=kinds)["InstanceTypes"]
+        return {entry["InstanceType"]: entry["VCpuInfo"]["DefaultVCpus"] for entry in found}
 
     def _log_group(self) -> None:
         name = f"/aws/eks/{self._inputs.name}/cluster"
         found = self._session.client("logs").describe_log_groups(logGroupNamePrefix=name)["logGroups"]
         if any(group["logGroupName"] == name for group in found):
-            self.report.errors.append(
-                f"the log group {name} is left from a cluster before: `onecopy aws orphans --delete` removes it"
+            self.report.problem(
+                "log group",
+                f"the log group {name} is left from a cluster before",
+                "`onecopy aws orphans --delete` removes it",
             )
 
 
-def _bucket_key(s3: Any, name: str) -> str | None:
-    rules = s3.get_bucket_encryption(Bucket=name)["ServerSideEncryptionConfiguration"]["Rules"]
-    return rules[0].get("ApplyServerSideEncryptionByDefault", {}).get("KMSMasterKeyID")
+def _family(kind: str) -> str:
+    """Of the vCPU quotas: G (with VT), P, or all the standard ones."""
+    return kind[0] if kind[0] in _VCPU_QUOTAS else ""
 
 
-def _check_routes(
-    subnets: Sequence[str],
-    tables: Sequence[Mapping[str, Any]],
-    makes_endpoint: bool,
-    errors: list[str],
-    warnings: list[str],
-) -> None:
-    main = next((t for t in tables if any(a.get("Main") for a in t.get("Associations", []))), None)
-    for name in subnets:
-        own = next((t for t in tables if any(a.get("SubnetId") == name for a in t.get("Associations", []))), main)
-        routes: list[Mapping[str, Any]] = own["Routes"] if own else []
-        out = [route for route in routes if route.get("DestinationCidrBlock") == "0.0.0.0/0"]
-        if not out:
-            errors.append(f"{name} has no way out (no default route): nodes could not pull an image")
-        elif str(out[0].get("GatewayId", "")).startswith("igw-"):
-            warnings.append(f"{name} is a public subnet: nodes in it need public addresses")
-        if not makes_endpoint and not any(str(route.get("GatewayId", "")).startswith("vpce-") for route in routes):
-            warnings.append(
-                f"{name} has no S3 gateway endpoint: weights are billed through NAT; set aws.network.s3_route_tables"
-            )
+def _names(refused: list[Refused]) -> str:
+    names = [found.action for found in refused]
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onecopy.config.schema import StackConfig
-from onecopy.core.errors import CloudError, StackError, UsageError
+from onecopy.core.errors import CloudError, OnecopyError, StackError, UsageError
 from onecopy.core.events import Event, Reporter, silent
 from onecopy.core.paths import default_home
 from onecopy.targets.aws import changes
@@ -22,11 +22,13 @@ from onecopy.targets.aws.costs import plan_cost
 from onecopy.targets.aws.eks import write_kubeconfig
 from onecopy.targets.aws.inputs import Choices, Inputs, make_inputs
 from onecopy.targets.aws.orphans import Orphans
-from onecopy.targets.aws.preflight import Preflight, Report
+from onecopy.targets.aws.preflight import Preflight
+from onecopy.targets.aws.report import Report
 from onecopy.targets.aws.session import Session
 from onecopy.targets.aws.stacks import POLL, ChangeSet, Stacks, StackState, digest
 from onecopy.targets.aws.template import build_template
 from onecopy.targets.base import Change, PartStatus, Plan, Rendered, Status, fingerprint
+from onecopy.targets.preflight import Finding, from_error
 
 if TYPE_CHECKING:
     from onecopy.cost.stack import MonthlyCost
@@ -185,6 +187,23 @@ class AwsTarget:
             for found in self.stacks.drift()
         ]
 
+    def examine(self) -> list[Finding]:
+        """Everything that can be said of the account before an apply. Changes nothing."""
+        try:
+            state = self.stacks.read()
+            _refuse_state(state, self.config.name)
+            checks, _ = self._choose(state)
+        except OnecopyError as error:
+            return [from_error("account", error)]
+        if not self.config.aws.workloads or state is None or "ClusterEndpoint" not in state.outputs:
+            return checks.findings
+        from onecopy.targets.kubernetes import doctor
+
+        try:
+            return [*checks.findings, *doctor.examine(self._workloads(self._inputs(state), state).target)]
+        except OnecopyError as error:
+            return [*checks.findings, from_error("cluster", error)]
+
     def _required_state(self) -> StackState:
         state = self.stacks.read()
         if state is None:
@@ -212,7 +231,7 @@ class AwsTarget:
         state = self.stacks.read()
         _refuse_state(state, self.config.name)
         checks, choices = self._choose(state)
-        checks.raise_errors()
+        checks.raise_problems()
         inputs = make_inputs(self.config, choices)
         template = build_template(inputs)
         change_set = self.stacks.propose(template, current=state, tags=inputs.tags)
