@@ -221,6 +221,20 @@ def offerings(parameters: dict[str, Any]) -> Any:
     )
 
 
+def reservations(parameters: dict[str, Any]) -> Any:
+    """Those of the control file: it has no capacity blocks of its own."""
+    asked = [value[0] for key, value in parameters.items() if key.startswith("CapacityReservationId")]
+    items = "".join(
+        "<item>" + "".join(f"<{key}>{value}</{key}>" for key, value in {"capacityReservationId": name, **found}.items())
+        + "</item>"
+        for name, found in control().get("reservations", {}).items()
+        if name in asked
+    )  # fmt: skip
+    return ec2._xml(
+        200, "DescribeCapacityReservationsResponse", f"<capacityReservationSet>{items}</capacityReservationSet>"
+    )
+
+
 def subnets(parameters: dict[str, Any]) -> Any:
     """MiniStack says 251 free addresses of every subnet; the control file knows better, by range."""
     free = control().get("free", {})
@@ -243,6 +257,7 @@ if __name__ == "__main__":
     eks._handle_request_sync = extra_eks
     actions = next(t for t in vars(ec2).values() if isinstance(t, dict) and "DescribeInstanceTypes" in t)
     actions["DescribeInstanceTypeOfferings"] = offerings
+    actions["DescribeCapacityReservations"] = reservations
     original_subnets, actions["DescribeSubnets"] = actions["DescribeSubnets"], subnets
     from ministack import app
     from ministack.core import router

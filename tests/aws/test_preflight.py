@@ -167,6 +167,44 @@ def test_a_type_that_is_changed_to_must_be_offered_in_the_stacks_zones(aws: Emul
         target(gpu_nodes={"instance_types": ["g6.12xlarge"]}).plan()
 
 
+BLOCK = "cr-0123456789abcdef0"
+HELD = {"instanceType": "p5.48xlarge", "availabilityZone": f"{REGION}c", "totalInstanceCount": 2, "state": "active"}
+
+
+def reserved(**more: Any) -> AwsTarget:
+    gpu = {"capacity": "capacity-block", "capacity_reservation": BLOCK, "instance_types": ["p5.48xlarge"], **more}
+    return target(gpu_nodes=gpu)
+
+
+def test_the_nodes_of_a_capacity_block_start_in_its_zone(aws: Emulator) -> None:
+    aws.set(reservations={BLOCK: HELD})
+    apply(reserved())
+    groups = client("eks").list_nodegroups(clusterName=NAME)["nodegroups"]
+    subnets = {s["SubnetId"]: s["AvailabilityZone"] for s in client("ec2").describe_subnets()["Subnets"]}
+    groups = [client("eks").describe_nodegroup(clusterName=NAME, nodegroupName=n)["nodegroup"] for n in groups]
+    (gpu,) = (group for group in groups if group.get("taints"))
+    assert [subnets[subnet] for subnet in gpu["subnets"]] == [f"{REGION}c"]
+
+
+@pytest.mark.parametrize(
+    ("held", "more", "told"),
+    [
+        ({"instanceType": "p5e.48xlarge"}, {}, r"p5e\.48xlarge in us-east-2c, and the nodes are p5\.48xlarge"),
+        ({}, {"desired": 3, "max": 3}, "and 3 nodes are wanted; lower aws.gpu_nodes.desired"),
+        ({"state": "expired"}, {}, "is expired"),
+    ],
+)
+def test_a_capacity_block_that_would_not_do_is_refused(
+    aws: Emulator, held: dict[str, Any], more: dict[str, Any], told: str
+) -> None:
+    aws.set(reservations={BLOCK: {**HELD, **held}})
+    with pytest.raises(CloudError, match=told):
+        reserved(**more).plan()
+    aws.set()
+    with pytest.raises(CloudError, match=f"there is no {BLOCK} here"):
+        reserved().plan()
+
+
 def test_a_bucket_in_another_region_is_a_problem(aws: Emulator) -> None:
     elsewhere = boto3.client("s3", region_name="eu-west-1")
     elsewhere.create_bucket(Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})

@@ -96,7 +96,7 @@ def orphans(
             f"the stack {target.config.name} is there: what its cluster made is in use",
             hint="`onecopy destroy` removes it all",
         )
-    found = target.orphans.find()
+    found = target.orphans.find(vpc=target.config.aws.network.vpc_id)
     rows = [(orphan.kind, orphan.id, orphan.why) for orphan in found]
     listed = [{"kind": kind, "id": name, "why": why} for kind, name, why in rows]
     if delete and found:

@@ -92,7 +92,7 @@ def add_cluster(template: Template, inputs: Inputs, network: Network) -> None:
             iam.OIDCProvider(
                 "OidcProvider",
                 Url=GetAtt(CLUSTER, "OpenIdConnectIssuerUrl"),
-                ClientIdList=[Sub("sts.${AWS::URLSuffix}")],
+                ClientIdList=[policies.TOKEN_AUDIENCE],
             )
         )
         return

@@ -13,6 +13,8 @@ from onecopy.targets.aws.inputs import Choices, Inputs
 from onecopy.targets.aws.report import Report
 from onecopy.targets.aws.session import DENIED, Session, code, translated
 
+# Zones, by their ids, in which EKS makes no control plane (EKS user guide, "network requirements")
+NO_EKS = frozenset({"use1-az3", "usw1-az2", "cac1-az3"})
 # A node of the VPC CNI takes an address a pod; below this a rolling update already runs dry
 FREE_ADDRESSES = 64
 _CHECK = "network"
@@ -34,6 +36,10 @@ def check_network(session: Session, inputs: Inputs, offered: Mapping[str, set[st
             report.problem(
                 _CHECK, f"{name} has {free} free addresses: {FREE_ADDRESSES} are the least", "name a larger subnet"
             )
+    for name in network.private_subnets:
+        if name in subnets and subnets[name].get("AvailabilityZoneId") in NO_EKS:
+            where = f"{subnets[name]['AvailabilityZone']} ({subnets[name]['AvailabilityZoneId']})"
+            report.problem(_CHECK, f"{name} is in {where}, where EKS has no control plane", "name another subnet")
     zones = {subnets[name]["AvailabilityZone"] for name in network.private_subnets if name in subnets}
     if len(zones) < 2:
         report.problem(

@@ -75,7 +75,12 @@ def _group(
             CapacityReservationTarget=ec2.CapacityReservationTarget(CapacityReservationId=block)
         )
     launch = template.add_resource(
-        ec2.LaunchTemplate(f"{title}Launch", LaunchTemplateData=ec2.LaunchTemplateData(**data))
+        ec2.LaunchTemplate(
+            f"{title}Launch",
+            LaunchTemplateData=ec2.LaunchTemplateData(**data),
+            # the one resource that CloudFormation does not tag by itself
+            TagSpecifications=[ec2.TagSpecifications(ResourceType="launch-template", Tags=tags)],
+        )
     )
     optional: dict[str, Any] = {} if block else {"InstanceTypes": list(nodes.instance_types)}
     if gpu:

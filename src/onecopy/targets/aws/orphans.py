@@ -33,8 +33,9 @@ class Orphans:
     def __init__(self, session: Session, name: str, *, poll: float = 5.0) -> None:
         self._session, self.name, self._poll = session, name, poll
 
-    def find(self, *, vpc: str | None = None) -> list[Orphan]:
-        """Raises CloudError when AWS may not be asked. In the order in which they can be deleted."""
+    def find(self, *, vpc: str | None) -> list[Orphan]:
+        """vpc: where free interfaces and groups are looked for; those of a VPC that went with its stack went too.
+        In the order in which they can be deleted. Raises CloudError when AWS may not be asked."""
         with translated("ec2, elasticloadbalancing and logs: Describe*"):
             return [
                 *self._load_balancers(),

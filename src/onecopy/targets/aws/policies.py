@@ -15,6 +15,8 @@ from onecopy.targets.aws.accounts import Account
 
 Document = dict[str, Any]
 _VERSION = "2012-10-17"
+# A token's audience is a word and no endpoint: the same in aws-cn (eksctl #1910, terraform-aws-eks #2700)
+TOKEN_AUDIENCE = "sts.amazonaws.com"  # noqa: S105
 
 
 def document(*statements: Document) -> Document:
@@ -59,7 +61,7 @@ def irsa_trust(accounts: Sequence[Account]) -> AWSHelperFn:
             "Action": "sts:AssumeRoleWithWebIdentity",
             "Condition": {
                 "StringEquals": {
-                    "${Issuer}:aud": "sts.${AWS::URLSuffix}",
+                    "${Issuer}:aud": TOKEN_AUDIENCE,
                     "${Issuer}:sub": [account.subject for account in accounts],
                 }
             },

@@ -18,10 +18,10 @@ from typing import TypeVar
 
 from botocore.exceptions import ClientError
 
-from onecopy.config.aws import NodeGroup
+from onecopy.config.aws import GpuNodesConfig, NodeGroup
 from onecopy.core.errors import CloudError
 from onecopy.targets.aws.addons import configuration, unknown_keys, wanted_addons
-from onecopy.targets.aws.existing import bucket_name, check_bucket, check_network
+from onecopy.targets.aws.existing import NO_EKS, bucket_name, check_bucket, check_network
 from onecopy.targets.aws.inputs import TAG_STACK, ZONES, Choices, Inputs
 from onecopy.targets.aws.permissions import Refused, operator_policy, simulate
 from onecopy.targets.aws.report import Report
@@ -67,6 +67,8 @@ class Preflight:
         wanted = self._inputs.aws.cluster.public_cidrs
         if wanted:
             choices = replace(choices, api_cidrs=wanted)
+        else:
+            self._still_let_in(choices)
         self._ask("instance types", "ec2:DescribeInstanceTypeOfferings", lambda: self._still_offered(choices))
         self._sizes()
         return self.versions(choices)
@@ -124,9 +126,7 @@ class Preflight:
         if self._inputs.aws.cluster.public_cidrs:
             return self._inputs.aws.cluster.public_cidrs
         try:
-            with urllib.request.urlopen(ADDRESS_SERVICE, timeout=5) as answer:
-                address = answer.read(64).decode("ascii").strip()
-                ipaddress.IPv4Address(address)
+            address = _own_address()
         except (urllib.error.URLError, OSError, ValueError) as error:
             self.report.problem(
                 "API access",
@@ -137,6 +137,22 @@ class Preflight:
             return ()
         self.report.ok("API access", f"the API server will be open to this machine alone: {address}/32")
         return (f"{address}/32",)
+
+    def _still_let_in(self, choices: Choices) -> None:
+        """The address of whoever made the stack stays in it: somebody else, or the same at home, is shut out."""
+        if not choices.api_cidrs:
+            return
+        try:
+            address = _own_address()
+        except (urllib.error.URLError, OSError, ValueError):
+            return
+        if not any(ipaddress.ip_address(address) in ipaddress.ip_network(cidr) for cidr in choices.api_cidrs):
+            both = ", ".join(f'"{cidr}"' for cidr in (*choices.api_cidrs, f"{address}/32"))
+            self.report.warn(
+                "API access",
+                f"the API server is open to {', '.join(choices.api_cidrs)}, and this machine is {address} now",
+                f"set aws.cluster.public_cidrs = [{both}] and apply",
+            )
 
     def versions(self, choices: Choices) -> Choices:
         """The Kubernetes version is on offer, and each add-on has a version for it and takes our settings."""
@@ -235,7 +251,7 @@ class Preflight:
             else:
                 fix = "name another instance type, or another region"
                 self.report.problem("instance types", f"{kind} is not offered in {self._session.region}", fix)
-        return offered
+        return self._bound_to_block(offered)
 
     def _still_offered(self, choices: Choices) -> None:
         """The zones of a stack that stands are given: a type that is changed to must be offered there."""
@@ -256,8 +272,12 @@ class Preflight:
         able: set[str] = set()
         if offered is not None and gpu.enabled:
             able = {zone for kind in gpu.instance_types for zone in offered[kind]}
+        there = self._ask("zones", "ec2:DescribeAvailabilityZones", self._all_zones)
         named = self._inputs.aws.network.zones
-        zones = named or self._ask("zones", "ec2:DescribeAvailabilityZones", self._all_zones)
+        for zone in named if there is not None else ():
+            if zone not in (there or ()):
+                self.report.problem("zones", f"{zone} has no EKS control plane, or is not there", "name other zones")
+        zones = named or there
         if zones is None:
             return choices
         # The zones with the GPU first: the template takes the first `gpu_zones` of them
@@ -278,11 +298,44 @@ class Preflight:
             self.report.warn("zones", f"{', '.join(gpu.instance_types)}: offered in {with_gpu} of the three zones")
         return replace(choices, zones=chosen, gpu_zones=max(with_gpu, 1))
 
+    def _bound_to_block(self, offered: dict[str, set[str]]) -> dict[str, set[str]]:
+        """A capacity block is in one zone, and its nodes can start in no other."""
+        gpu = self._inputs.aws.gpu_nodes
+        if not gpu.enabled or gpu.capacity_reservation is None:
+            return offered
+        zone = self._ask("capacity block", "ec2:DescribeCapacityReservations", lambda: self._block_zone(gpu))
+        return {**offered, gpu.instance_types[0]: {zone}} if zone else offered
+
+    def _block_zone(self, gpu: GpuNodesConfig) -> str | None:
+        named, kind = gpu.capacity_reservation, gpu.instance_types[0]
+        answer = self._session.client("ec2").describe_capacity_reservations(CapacityReservationIds=[named])
+        if not answer["CapacityReservations"]:
+            self.report.problem(
+                "capacity block", f"there is no {named} here", "correct aws.gpu_nodes.capacity_reservation"
+            )
+            return None
+        found = answer["CapacityReservations"][0]
+        text = f"{named}: {found['TotalInstanceCount']} × {found['InstanceType']} in {found['AvailabilityZone']}"
+        if found["InstanceType"] != kind:
+            fix = f"set aws.gpu_nodes.instance_types to {found['InstanceType']}"
+            self.report.problem("capacity block", f"{text}, and the nodes are {kind}", fix)
+        if found["TotalInstanceCount"] < gpu.desired:
+            fix = "lower aws.gpu_nodes.desired"
+            self.report.problem("capacity block", f"{text}, and {gpu.desired} nodes are wanted", fix)
+        if found["State"] == "scheduled":
+            fix = "apply when it starts, or with aws.gpu_nodes.desired = 0"
+            self.report.warn("capacity block", f"{text} starts at {found.get('StartDate')}", fix)
+        elif found["State"] == "active":
+            self.report.ok("capacity block", f"{text}, until {found.get('EndDate')}")
+        else:
+            self.report.problem("capacity block", f"{text} is {found['State']}", "name one that is active")
+        return str(found["AvailabilityZone"])
+
     def _all_zones(self) -> tuple[str, ...]:
         found = self._session.client("ec2").describe_availability_zones(
             Filters=[{"Name": "zone-type", "Values": ["availability-zone"]}, {"Name": "state", "Values": ["available"]}]
         )["AvailabilityZones"]
-        return tuple(zone["ZoneName"] for zone in found)
+        return tuple(zone["ZoneName"] for zone in found if zone.get("ZoneId") not in NO_EKS)
 
     def bucket_name(self) -> str:
         return bucket_name(self._session, self._inputs)
@@ -365,6 +418,12 @@ class Preflight:
                 f"the log group {name} is left from a cluster before",
                 "`onecopy aws orphans --delete` removes it",
             )
+
+
+def _own_address() -> str:
+    """Raises URLError, OSError or ValueError."""
+    with urllib.request.urlopen(ADDRESS_SERVICE, timeout=5) as answer:
+        return str(ipaddress.IPv4Address(answer.read(64).decode("ascii").strip()))
 
 
 def _family(kind: str) -> str:

@@ -9,7 +9,8 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -134,7 +135,11 @@ class Stacks:
         }
         with translated("cloudformation:CreateChangeSet"):
             made = self._api.create_change_set(**arguments)
-        return self._read_change_set(made["Id"], is_create=current is None)
+        try:
+            return self._read_change_set(made["Id"], is_create=current is None)
+        except KeyboardInterrupt:
+            self.discard(ChangeSet(made["Id"], current is None, ()))
+            raise
 
     def _read_change_set(self, identity: str, *, is_create: bool) -> ChangeSet:
         deadline = time.monotonic() + CHANGE_SET_DEADLINE
@@ -186,7 +191,8 @@ class Stacks:
         token = uuid.uuid4().hex
         with translated("cloudformation:ExecuteChangeSet"):
             self._api.execute_change_set(ChangeSetName=change_set.id, StackName=self.name, ClientRequestToken=token)
-        status = self.follow(token, report=report, total=total)
+        with self._interruptible(report, "`onecopy apply` goes on when it rests, `onecopy destroy` then removes it"):
+            status = self.follow(token, report=report, total=total)
         if status not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
             raise self._failure(token, status)
 
@@ -199,9 +205,20 @@ class Stacks:
         more: dict[str, Any] = {"RetainResources": list(retain)} if retain else {}
         with translated("cloudformation:DeleteStack"):
             self._api.delete_stack(StackName=found.id, ClientRequestToken=token, **more)
-        status = self.follow(token, report=report, total=total, identity=found.id)
+        with self._interruptible(report, "`onecopy destroy` goes on when it rests"):
+            status = self.follow(token, report=report, total=total, identity=found.id)
         if status != "DELETE_COMPLETE":
             raise self._failure(token, status, identity=found.id)
+
+    @contextmanager
+    def _interruptible(self, report: Reporter, after: str) -> Iterator[None]:
+        """Ctrl-C ends the watching alone: says so, and how to go on."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            text = f"AWS goes on with {self.name}: `onecopy status` shows when it rests; {after}"
+            report(Event("stack", "warning", text))
+            raise
 
     def continue_rollback(self, *, report: Reporter) -> None:
         """Out of UPDATE_ROLLBACK_FAILED, in which AWS takes no change."""

@@ -109,7 +109,7 @@ class AwsTarget:
             self._delete_stack(report)
         elif delete_models:
             raise UsageError("there is no stack, so no model of it either", hint="`onecopy model delete`")
-        left = self.orphans.delete(self.orphans.find(vpc=None), report=report)
+        left = self.orphans.delete(self.orphans.find(vpc=self.config.aws.network.vpc_id), report=report)
         if left:
             names = ", ".join(f"{orphan.kind} {orphan.id}" for orphan in left)
             raise StackError(f"left behind, and still in use: {names}", hint="`onecopy destroy` tries again")
@@ -235,8 +235,25 @@ class AwsTarget:
         inputs = make_inputs(self.config, choices)
         template = build_template(inputs)
         change_set = self.stacks.propose(template, current=state, tags=inputs.tags)
+        try:
+            plan, refused = self._plan_of(change_set, state, checks, inputs, template, rollback=rollback)
+        except BaseException:
+            self.stacks.discard(change_set)  # the cluster did not answer, or somebody pressed Ctrl-C
+            raise
+        return Proposal(plan, change_set, template, inputs, state, refused)
+
+    def _plan_of(
+        self,
+        change_set: ChangeSet,
+        state: StackState | None,
+        checks: Report,
+        inputs: Inputs,
+        template: Mapping[str, Any],
+        *,
+        rollback: bool,
+    ) -> tuple[Plan, tuple[str, ...]]:
         refused = tuple(changes.refusals(change_set.changes))
-        later = None if choices.nodes else build_template(_with_nodes(inputs))
+        later = None if inputs.choices.nodes else build_template(_with_nodes(inputs))
         found: list[Change] = changes.plan_changes(change_set.changes, template, later=later)
         warnings = [*checks.warnings, *(f"{text}: apply refuses this" for text in refused)]
         seen: list[Any] = [state.token if state else None, digest(template), dict(inputs.tags)]
@@ -269,7 +286,7 @@ class AwsTarget:
             cost=cost,
             duration=changes.duration(found, workloads=below_changes or (state is None and self.config.aws.workloads)),
         )
-        return Proposal(plan, change_set, template, inputs, state, refused)
+        return plan, refused
 
     def _choose(self, state: StackState | None) -> tuple[Report, Choices]:
         if state is None:
@@ -317,7 +334,7 @@ class AwsTarget:
             if kept:
                 warnings.append(f"models stay: s3://{state.outputs.get('BucketName', '(the bucket)')} is kept")
         else:
-            orphans = self.orphans.find()
+            orphans = self.orphans.find(vpc=self.config.aws.network.vpc_id)
             seen.append([orphan.id for orphan in orphans])
             found += [
                 Change(group="orphans", kind=orphan.kind, name=orphan.id, action="delete", note=orphan.why)
