@@ -177,7 +177,9 @@ def _data_statement(title: str, statement: dict[str, Any]) -> Iterator[str]:
     if statement["Resource"] == "*":
         yield f"{title}: every resource"
     lists = [a for a in statement["Action"] if a.startswith("s3:ListBucket")]
-    if lists and not statement.get("Condition", {}).get("StringLike", {}).get("s3:prefix"):
+    if "s3:prefix" in json.dumps(statement.get("Condition", {})) and lists != ["s3:ListBucket"]:
+        yield f"{title}: AWS knows s3:prefix for s3:ListBucket alone, {lists} would never be permitted"
+    if "s3:ListBucket" in lists and not statement.get("Condition", {}).get("StringLike", {}).get("s3:prefix"):
         yield f"{title}: lists the whole bucket"
     for pattern in statement.get("Condition", {}).get("StringLike", {}).get("s3:prefix", []):
         if pattern.count("/") < 2:

@@ -92,6 +92,7 @@ def test_the_writer_publishes_its_models_and_deletes_nothing(stack: dict[str, st
     new = "models/one/revisions/b/model.safetensors"
     s3.put_object(Bucket=bucket, Key=new, Body=b"new", IfNoneMatch="*")
     upload = s3.create_multipart_upload(Bucket=bucket, Key=f"{new}.2")["UploadId"]
+    assert [u["Key"] for u in s3.list_multipart_uploads(Bucket=bucket, Prefix="models/one/")["Uploads"]] == [f"{new}.2"]
     part = s3.upload_part(Bucket=bucket, Key=f"{new}.2", UploadId=upload, PartNumber=1, Body=b"part")
     assert len(s3.list_parts(Bucket=bucket, Key=f"{new}.2", UploadId=upload)["Parts"]) == 1
     parts = {"Parts": [{"ETag": part["ETag"], "PartNumber": 1}]}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from cfnlint.api import ManualArgs, lint
+from cfnlint.schema import PROVIDER_SCHEMA_MANAGER
 from tests.aws import rules
 
 from onecopy.config.schema import StackConfig
@@ -64,6 +65,15 @@ def test_cfn_lint_and_our_rules_find_nothing(case: str) -> None:
     template = build(*CASES[case])
     assert [str(match) for match in lint(compact(template), config=LINT)] == []
     assert rules.findings(template) == []
+
+
+def test_the_schemas_of_other_partitions_take_it_too() -> None:
+    """One region of each partition, with a type that all of them have."""
+    config, choices = CASES["calico, irsa, mount, kms"]
+    gpu = {**config["aws"]["gpu_nodes"], "instance_types": ["g4dn.xlarge"]}
+    template = build({**config, "aws": {**config["aws"], "gpu_nodes": gpu}}, choices)
+    regions = ManualArgs(regions=["eu-west-1", "us-gov-west-1", "cn-north-1"], ignore_checks=["W3010"])
+    assert [str(match) for match in lint(compact(template), config=regions)] == []
 
 
 def test_cfn_lint_would_find_something() -> None:
@@ -191,6 +201,26 @@ def test_the_largest_usual_template_is_far_below_the_limit() -> None:
     config, choices = CASES["calico, irsa, mount, kms"]
     models = [{"name": f"organisation-model-{i}-instruct"} for i in range(20)]
     assert len(compact(build({**config, "models": models}, choices))) < MAX_BYTES * 0.8
+
+
+def test_a_role_stays_below_iams_limit_or_is_refused_before_any_call() -> None:
+    def many(count: int) -> dict[str, Any]:
+        return {"models": [{"name": f"organisation-model-{i:02}-70b-instruct"} for i in range(count)]}
+
+    writer = build(many(30))["Resources"]["WriterRole"]["Properties"]["Policies"]
+    assert 5_000 < len(compact({"policies": writer})) < 10_240
+    with pytest.raises(ConfigError, match=r"models: the policy of \w+Role has about 1\d{4} characters"):
+        build(many(60))
+
+
+def test_what_cloudformation_does_not_tag_by_itself_is_tagged() -> None:
+    """Its schemas say which types take the stack's tags; the launch template has its own way."""
+    for case in CASES.values():
+        for name, resource in build(*case)["Resources"].items():
+            schema = PROVIDER_SCHEMA_MANAGER.get_resource_schema("us-east-1", resource["Type"]).schema
+            if schema.get("tagging", {}).get("taggable") or "Tags" not in json.dumps(schema["properties"]):
+                continue
+            assert resource["Properties"]["TagSpecifications"][0]["ResourceType"] == "launch-template", name
 
 
 @pytest.mark.parametrize("delivery", ["node-cache", "stream", "mount"])

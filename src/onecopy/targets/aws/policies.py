@@ -75,9 +75,9 @@ def _model_prefixes(prefix: str, models: Sequence[str]) -> list[str]:
     return [f"{prefix}/{model}" for model in models]
 
 
-def _list(bucket_arn: Any, prefixes: Sequence[str], action: str) -> Document:
+def _list(bucket_arn: Any, prefixes: Sequence[str]) -> Document:
     patterns = [pattern for p in prefixes for pattern in (f"{p}/", f"{p}/*")]
-    return allow([action], bucket_arn, {"StringLike": {"s3:prefix": patterns}})
+    return allow(["s3:ListBucket"], bucket_arn, {"StringLike": {"s3:prefix": patterns}})
 
 
 def _objects(bucket_arn: Any, prefixes: Sequence[str]) -> list[AWSHelperFn]:
@@ -88,18 +88,22 @@ def reader(bucket_arn: Any, prefix: str, models: Sequence[str], key: Any = None)
     """Lists and reads the named models' prefixes, and nothing else."""
     prefixes = _model_prefixes(prefix, models)
     statements = [
-        _list(bucket_arn, prefixes, "s3:ListBucket"),
+        _list(bucket_arn, prefixes),
         allow(["s3:GetObject"], _objects(bucket_arn, prefixes)),
     ]
     return document(*statements, *([allow(["kms:Decrypt"], key)] if key is not None else []))
 
 
 def writer(bucket_arn: Any, prefix: str, models: Sequence[str], key: Any = None) -> Document:
-    """Publishes the named models: reads, writes, resumes and aborts uploads below their prefixes; deletes nothing."""
+    """Publishes the named models: reads, writes, resumes and aborts uploads below their prefixes; deletes nothing.
+
+    It sees the names of unfinished uploads of the whole bucket: AWS knows no s3:prefix for that action, and a condition
+    on it would never be met.
+    """
     prefixes = _model_prefixes(prefix, models)
     statements = [
-        _list(bucket_arn, prefixes, "s3:ListBucket"),
-        _list(bucket_arn, prefixes, "s3:ListBucketMultipartUploads"),
+        _list(bucket_arn, prefixes),
+        allow(["s3:ListBucketMultipartUploads"], bucket_arn),
         allow(
             ["s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"],
             _objects(bucket_arn, prefixes),

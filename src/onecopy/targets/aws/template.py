@@ -7,7 +7,7 @@ With Calico there are two, the second with the nodes: they can get Ready only on
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 from troposphere import GetAtt, Output, Ref, Sub, Template
 
@@ -21,6 +21,10 @@ from onecopy.targets.aws.storage import Bucket, add_bucket, add_roles
 
 # CreateChangeSet's limit for a template that is sent in the call itself, and not left in a bucket first
 MAX_BYTES = 51_200
+# Of all inline policies of a role together, without white space (IAM quotas)
+MAX_POLICY = 10_240
+# What a reference stands for: an ARN with a bucket's longest name, or a role's
+_REFERENCE = "x" * 90
 METADATA = "onecopy"
 
 
@@ -44,7 +48,36 @@ def build_template(inputs: Inputs) -> dict[str, Any]:
             f"the template has {size} bytes, and AWS takes {MAX_BYTES}",
             hint="use fewer or shorter tags (aws.tags), admins or models",
         )
+    _check_policies(made)
     return made
+
+
+def _check_policies(template: dict[str, Any]) -> None:
+    """AWS would refuse a role after everything before it was made."""
+    roles = {name: body for name, body in template["Resources"].items() if body["Type"] == "AWS::IAM::Role"}
+    for name, role in roles.items():
+        policies: list[dict[str, Any]] = role["Properties"].get("Policies", [])
+        for policy in policies:
+            size = len(compact(_resolved(policy["PolicyDocument"])))
+            if size > MAX_POLICY:
+                raise ConfigError(
+                    f"models: the policy of {name} has about {size} characters, and IAM takes {MAX_POLICY}",
+                    hint="serve some of the models by another stack (name = …), or use a shorter store prefix",
+                )
+
+
+def _resolved(node: Any) -> Any:
+    """With text in the place of CloudFormation's functions, about as long as they will give."""
+    if isinstance(node, list):
+        return [_resolved(item) for item in cast("list[Any]", node)]
+    if not isinstance(node, dict):
+        return node
+    body = cast("dict[str, Any]", node)
+    if "Fn::Join" in body:
+        return "".join(str(_resolved(part)) for part in body["Fn::Join"][1])
+    if body.keys() & {"Ref", "Fn::GetAtt", "Fn::Sub"}:
+        return _REFERENCE
+    return {key: _resolved(value) for key, value in body.items()}
 
 
 def compact(template: dict[str, Any]) -> str:
