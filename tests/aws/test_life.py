@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def test_from_nothing_to_a_stack_through_changes_and_back(aws: Emulator) -> None
     again = target().plan()
     assert not again.has_changes, again.text()
     target().apply(again)
-    assert target().drift() == []
+    assert target().drift() == ()
 
     bigger = target(gpu_nodes={"instance_types": ["g6.12xlarge"]}).plan()
     # whether that is a replacement is AWS's verdict, which the emulator does not give
@@ -162,6 +163,56 @@ def test_a_failed_change_leaves_what_ran_before(aws: Emulator) -> None:
     aws.set()
     assert target().status().healthy
     assert not target().plan().has_changes
+
+
+def interrupting(events: list[Event]) -> Callable[[Event], None]:
+    """Ctrl-C at the first progress that is shown."""
+
+    def report(event: Event) -> None:
+        events.append(event)
+        if event.state == "progress":
+            raise KeyboardInterrupt
+
+    return report
+
+
+def rested() -> None:
+    deadline = time.monotonic() + 30
+    while (state := target().stacks.read()) is not None and state.in_progress:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_ctrl_c_ends_the_watching_and_says_how_to_go_on(aws: Emulator) -> None:
+    events: list[Event] = []
+    with pytest.raises(KeyboardInterrupt):
+        target().apply(target().plan(), report=interrupting(events))
+    (last,) = (event for event in events if event.state == "warning")
+    assert "AWS goes on with demo" in last.message
+    assert "`onecopy apply` goes on" in last.message
+    rested()
+    apply(target())
+    assert target().status().healthy
+    assert not target().plan().has_changes
+
+    events = []
+    with pytest.raises(KeyboardInterrupt):
+        target().destroy(target().plan(destroy=True), report=interrupting(events))
+    assert any("`onecopy destroy` goes on" in event.message for event in events)
+    rested()
+    target().destroy(target().plan(destroy=True))
+    nothing_is_left()
+
+
+def test_a_plan_that_ends_early_leaves_no_change_set(aws: Emulator) -> None:
+    """Here the cluster does not answer: the account's part was proposed by then."""
+    apply(target())
+    with pytest.raises(CloudError):
+        target(workloads=True, models=[{"name": "two"}], cluster={"public_cidrs": ["198.51.100.9/32"]}).plan()
+    assert client("cloudformation").list_change_sets(StackName=NAME)["Summaries"] == [] or all(
+        s["ExecutionStatus"] != "AVAILABLE"
+        for s in client("cloudformation").list_change_sets(StackName=NAME)["Summaries"]
+    )
 
 
 def test_a_stale_plan_is_refused(aws: Emulator) -> None:
@@ -227,6 +278,50 @@ def test_load_balancers_that_a_controller_left_are_found_and_removed(aws: Emulat
     client("logs").create_log_group(logGroupName=f"/aws/eks/{NAME}/cluster")  # as EKS does, late
     with pytest.raises(CloudError, match="orphans --delete"):
         target().plan()
+    target().destroy(target().plan(destroy=True))
+    nothing_is_left()
+
+
+def test_every_kind_of_orphan_is_named_and_removed_and_nothing_else(aws: Emulator) -> None:
+    """As controllers leave them: tagged with the cluster's name. The like of another cluster stays."""
+    ec2 = client("ec2")
+    vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+    subnet = ec2.describe_subnets(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["Subnets"][0]
+    made: dict[str, str] = {}
+    for owner in (NAME, "another"):
+        kept = made if owner == NAME else {}
+        volume_tag = [{"Key": f"kubernetes.io/cluster/{owner}", "Value": "owned"}]
+        volume = ec2.create_volume(
+            Size=1, AvailabilityZone=subnet["AvailabilityZone"],
+            TagSpecifications=[{"ResourceType": "volume", "Tags": volume_tag}],
+        )  # fmt: skip
+        kept["volume"] = volume["VolumeId"]
+        group = ec2.create_security_group(GroupName=f"k8s-{owner}", Description="left", VpcId=vpc)["GroupId"]
+        ec2.create_tags(Resources=[group], Tags=[{"Key": "elbv2.k8s.aws/cluster", "Value": owner}])
+        kept["security group"] = group
+        interface = ec2.create_network_interface(SubnetId=subnet["SubnetId"])["NetworkInterface"]["NetworkInterfaceId"]
+        ec2.create_tags(Resources=[interface], Tags=[{"Key": "cluster.k8s.amazonaws.com/name", "Value": owner}])
+        kept["network interface"] = interface
+        client("logs").create_log_group(logGroupName=f"/aws/eks/{owner}/cluster")
+        kept["log group"] = f"/aws/eks/{owner}/cluster"
+    found = target().orphans.find(vpc=vpc)
+    assert {orphan.kind: orphan.id for orphan in found} == made
+    assert all(NAME in orphan.why or "cluster" in orphan.why for orphan in found)
+    assert target().orphans.delete(found, report=lambda event: None) == []
+    assert target().orphans.find(vpc=vpc) == []
+    assert "k8s-another" in {g["GroupName"] for g in ec2.describe_security_groups()["SecurityGroups"]}
+    assert len(ec2.describe_volumes()["Volumes"]) == 1
+
+
+def test_what_is_rendered_deploys_as_it_is_and_is_taken_up(aws: Emulator, tmp_path: Path) -> None:
+    """As the console does it: the file, and the acknowledgement that roles are made. Then onecopy knows the stack."""
+    (template,) = target().render(tmp_path).files
+    client("cloudformation").create_stack(
+        StackName=NAME, TemplateBody=template.read_text(), Capabilities=["CAPABILITY_IAM"]
+    )
+    client("cloudformation").get_waiter("stack_create_complete").wait(StackName=NAME, WaiterConfig={"Delay": 1})
+    assert target().status().healthy
+    assert target().outputs()["aws"]["ClusterName"] == NAME
     target().destroy(target().plan(destroy=True))
     nothing_is_left()
 

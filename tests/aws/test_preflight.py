@@ -53,7 +53,7 @@ def test_the_printed_policy_is_enough_for_a_whole_life(aws: Emulator) -> None:
     at = seen_by(operator)
     at.apply(at.plan())
     assert at.status().healthy
-    assert at.drift() == []
+    assert at.drift() == ()
     at.destroy(at.plan(destroy=True))
     assert client("eks").list_clusters()["clusters"] == []
 

@@ -8,16 +8,17 @@ import typer
 from onecopy.cli import options, stack
 from onecopy.cli.output import table
 from onecopy.cli.progress import renderer
-from onecopy.core.errors import CloudError
+from onecopy.core.errors import CloudError, UsageError
 
 if TYPE_CHECKING:
+    from onecopy.config.resolve import Resolved
     from onecopy.targets.aws.target import AwsTarget
 
 command = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
-    help="What only the AWS target has: policy, kubeconfig, tokens, drift, orphans.",
+    help="What only the AWS target has: policy, kubeconfig, tokens, orphans.",
 )
 
 
@@ -30,10 +31,17 @@ def _target(config: Path | None) -> AwsTarget:
 @command.command()
 def policy(config: options.ConfigFile = None) -> None:
     """Print the IAM policy that plan, apply and destroy need, as JSON. Makes no call."""
+    print_policy(stack.resolved(config=config, target="aws"))
+
+
+def print_policy(resolved: Resolved) -> None:
+    """Raises UsageError for any other target."""
     from onecopy.targets.aws.inputs import make_inputs
     from onecopy.targets.aws.permissions import operator_policy
 
-    settings = stack.resolved(config=config, target="aws").config
+    settings = resolved.config
+    if settings.target != "aws":
+        raise UsageError(f"the {settings.target} target has no IAM policy", hint="name the other one: --target aws")
     inputs = make_inputs(settings)
     bucket = inputs.store.bucket if inputs.store else f"{settings.name}-models-*"
     options.output(json=True).data(operator_policy(settings.name, bucket, irsa=inputs.identity == "irsa"))
@@ -71,16 +79,6 @@ def token(
 
 
 @command.command()
-def drift(config: options.ConfigFile = None, json: options.Json = False) -> None:
-    """Tell what was changed behind the stack's back. Asks AWS to compare: takes a minute."""
-    found = _target(config).drift()
-    rows = [(d["name"], d["kind"], d["status"], ", ".join(x["path"] for x in d["differences"])) for d in found]
-    options.output(json=json).data(
-        {"drifted": found}, table(["name", "kind", "status", "paths"], rows) if rows else "as the template says"
-    )
-
-
-@command.command()
 def orphans(
     delete: Annotated[bool, typer.Option("--delete", help="Delete them.")] = False,
     config: options.ConfigFile = None,
@@ -97,6 +95,11 @@ def orphans(
             hint="`onecopy destroy` removes it all",
         )
     found = target.orphans.find(vpc=target.config.aws.network.vpc_id)
+    if state is not None:
+        own = {resource.get("PhysicalResourceId") for resource in target.stacks.resources()}
+        found = [orphan for orphan in found if orphan.id not in own]
+        if found:
+            sink.warn(f"the stack {target.config.name} is there: these are in use until it is destroyed")
     rows = [(orphan.kind, orphan.id, orphan.why) for orphan in found]
     listed = [{"kind": kind, "id": name, "why": why} for kind, name, why in rows]
     if delete and found:

@@ -39,7 +39,7 @@ COMMANDS: dict[str, Entry] = {
     "outputs": Entry("outputs", "Stacks", "Print endpoints, namespace, store, models."),
     "destroy": Entry("destroy", "Stacks", "Remove all that the stack made; the store stays."),
     "render": Entry("render", "Stacks", "Write what apply would send as files, for GitOps."),
-    "aws": Entry("aws", "Stacks", "What only AWS has: policy, kubeconfig, tokens, drift, orphans."),
+    "aws": Entry("aws", "Stacks", "What only AWS has: policy, kubeconfig, tokens, orphans."),
     "model": Entry("model", "Registry", "Publish, list, check and care for models in object storage."),
     "cache": Entry("cache", "Registry", "Fill, show and evict the node cache; run the node agent."),
     "doctor": Entry("doctor", "Help", "Look before you apply: every finding with its fix."),

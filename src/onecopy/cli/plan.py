@@ -19,6 +19,9 @@ def command(
     detailed_exitcode: Annotated[
         bool, typer.Option("--detailed-exitcode", help="Exit 3 when there are changes.")
     ] = False,
+    print_policy: Annotated[
+        bool, typer.Option("--print-policy", help="Print the IAM policy that this needs, and do nothing (aws).")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Write the plan, for `onecopy apply FILE`.")] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -28,6 +31,11 @@ def command(
     settings = stack.resolved(
         config=config, target=target, store=store, cloud=cloud, delivery=delivery, revision=revision
     )
+    if print_policy:
+        from onecopy.cli import aws
+
+        aws.print_policy(settings)
+        return
     plan = stack.open_target(settings).plan(destroy=destroy)
     sink.data(plan.as_dict(), plan.text)
     for warning in plan.warnings:

@@ -14,6 +14,7 @@ from onecopy.core.errors import UsageError
 
 if TYPE_CHECKING:
     from onecopy.config.resolve import Resolved
+    from onecopy.targets.aws.target import AwsTarget
     from onecopy.targets.base import Plan, Status, Target
 
 TargetFlag = Annotated[
@@ -82,9 +83,12 @@ def show_plan(out: Output, plan: Plan) -> None:
         out.warn(warning)
 
 
-def show_status(out: Output, resolved: Resolved) -> bool:
-    """Prints the status of a planned target (any but local). True when every part is ready."""
-    status = open_target(resolved).status()
+def show_status(out: Output, resolved: Resolved, *, drift: bool) -> bool:
+    """Prints the status of a planned target (any but local). True when every part is ready. drift: of aws alone."""
+    target = open_target(resolved)
+    status = target.status()
+    if drift:
+        status = status.model_copy(update={"drift": cast("AwsTarget", target).drift()})
     out.data(status.as_dict(), lambda: status_text(status))
     return status.healthy
 
@@ -101,6 +105,12 @@ def status_text(status: Status) -> str:
             for w in status.weights
         ]
         blocks.append(table(["node", "weights", "state", "bytes fetched"], cached))
+    if status.drift is not None:
+        changed = [
+            (d.kind, d.name, d.status.lower(), "; ".join(field.text() for field in d.fields)) for d in status.drift
+        ]
+        found = table(["kind", "name", "drift", "template → found"], changed) if changed else "as the template says"
+        blocks.append(f"drift: {found}" if not changed else found)
     blocks += [f"{name}: {value}" for name, value in status.endpoints.items()]
     return "\n\n".join(blocks)
 

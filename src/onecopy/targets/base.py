@@ -145,12 +145,23 @@ class CachedRevision(_Model):
     bytes_fetched: int | None = None
 
 
+class Drift(_Model):
+    """A resource that was changed behind its stack's back."""
+
+    kind: str
+    name: str
+    status: str
+    fields: tuple[FieldChange, ...] = ()
+
+
 class Status(_Model):
     target: str
     stack: str
     parts: tuple[PartStatus, ...] = ()
     weights: tuple[CachedRevision, ...] = ()
     endpoints: dict[str, str] = {}
+    drift: tuple[Drift, ...] | None = None
+    """None when it was not asked for."""
 
     @property
     def healthy(self) -> bool:

@@ -14,13 +14,12 @@ from onecopy.core.units import GiB, parse_bytes
 from onecopy.cost.stack import HOURS, MonthlyCost, Part, monthly_cost, stack_prices
 from onecopy.targets.aws.inputs import ZONES, Inputs
 
+# What nobody knows the amount of: by the type of resource that it is billed for
 _BY_USE = {
-    "traffic through NAT": "nat_gb",
-    "logs taken in": "logs_gb",
-    "logs kept": "logs_gb_month",
-    "S3": "s3_gb_month",
-    "S3 GETs": "s3_get",
+    "AWS::EC2::NatGateway": {"traffic through NAT": "nat_gb"},
+    "AWS::Logs::LogGroup": {"logs taken in": "logs_gb", "logs kept": "logs_gb_month"},
 }
+_BUCKET_BY_USE = {"S3": "s3_gb_month", "S3 GETs": "s3_get"}
 _HOURLY = Decimal(HOURS)
 
 
@@ -39,7 +38,15 @@ def plan_cost(
     after = [*_parts(template, balancer=then, extended=extended), *_models(inputs)]
     stands = list(_parts(before, balancer=now, extended=extended)) if before else []
     # the bucket outlives every stack: what lies in it is billed before and after
-    return monthly_cost(after, [*stands, *(_models(inputs) if before else [])], prices, region=region, by_use=_BY_USE)
+    types = {body["Type"] for body in template["Resources"].values()}
+    by_use = {what: price for kind, uses in _BY_USE.items() if kind in types for what, price in uses.items()}
+    return monthly_cost(
+        after,
+        [*stands, *(_models(inputs) if before else [])],
+        prices,
+        region=region,
+        by_use={**by_use, **_BUCKET_BY_USE},
+    )
 
 
 def _parts(template: Mapping[str, Any], *, balancer: bool, extended: bool) -> Iterator[Part]:

@@ -27,7 +27,7 @@ from onecopy.targets.aws.report import Report
 from onecopy.targets.aws.session import Session
 from onecopy.targets.aws.stacks import POLL, ChangeSet, Stacks, StackState, digest
 from onecopy.targets.aws.template import build_template
-from onecopy.targets.base import Change, PartStatus, Plan, Rendered, Status, fingerprint
+from onecopy.targets.base import Change, Drift, FieldChange, PartStatus, Plan, Rendered, Status, fingerprint
 from onecopy.targets.preflight import Finding, from_error
 
 if TYPE_CHECKING:
@@ -171,21 +171,21 @@ class AwsTarget:
         below = Workloads(inputs, cluster_config(inputs, {}, None, region=self.config.aws.region), {}).render(out)
         return Rendered(files=(*files, *below.files), warnings=(*warnings, *below.warnings))
 
-    def drift(self) -> list[dict[str, Any]]:
-        """Resources that were changed behind the stack's back: logical id, status, and what differs."""
+    def drift(self) -> tuple[Drift, ...]:
+        """Resources that were changed behind the stack's back. Asks AWS to compare: takes a minute."""
         self._required_state()
-        return [
-            {
-                "name": found["LogicalResourceId"],
-                "kind": found["ResourceType"],
-                "status": found["StackResourceDriftStatus"],
-                "differences": [
-                    {"path": d["PropertyPath"], "expected": d["ExpectedValue"], "actual": d["ActualValue"]}
+        return tuple(
+            Drift(
+                kind=found["ResourceType"],
+                name=found["LogicalResourceId"],
+                status=found["StackResourceDriftStatus"],
+                fields=tuple(
+                    FieldChange(path=d["PropertyPath"].lstrip("/"), before=d["ExpectedValue"], after=d["ActualValue"])
                     for d in found.get("PropertyDifferences", [])
-                ],
-            }
+                ),
+            )
             for found in self.stacks.drift()
-        ]
+        )
 
     def examine(self) -> list[Finding]:
         """Everything that can be said of the account before an apply. Changes nothing."""
