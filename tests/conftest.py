@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from onecopy.storage.devserver import DevServer
 from onecopy.storage.objectstore import open_store
 from onecopy.storage.store import Store
+
+# A folder with one folder a third-party chart; taken out of the environment, where onecopy refuses what it does not know
+CHARTS = Path(found) if (found := os.environ.pop("ONECOPY_TEST_CHARTS", None)) else None
 
 
 @pytest.fixture(scope="session")

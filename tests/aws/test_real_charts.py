@@ -7,7 +7,6 @@ its dependencies. What a chart's pods then do is not shown.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +15,17 @@ from typing import Any
 import pytest
 import yaml
 from tests.cluster.conftest import helm  # noqa: F401
+from tests.conftest import CHARTS
 
 from onecopy.config.aws import ClusterConfig
 from onecopy.config.schema import StackConfig
+from onecopy.storage.uri import StoreUri
 from onecopy.targets.aws import charts
 from onecopy.targets.aws.inputs import make_inputs
+from onecopy.targets.kubernetes import models
 from onecopy.targets.kubernetes.helm import documents
-from onecopy.targets.kubernetes.releases import Release
+from onecopy.targets.kubernetes.releases import Release, monitoring
+from onecopy.targets.kubernetes.stack import make_stack
 
 SHARED = {"gpu": {"replicas_per_card": 2, "card": "L4"}}
 OUTPUTS = {"VpcId": "vpc-0a1b2c3d", "LoadBalancerRoleArn": "arn:aws:iam::123456789012:role/lb"}
@@ -40,7 +43,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 # Under these a chart takes any key
 FREE = (
-    "nodeSelector", "updateStrategy", "config.map", "devicePlugin.config.data", "serviceAccount.annotations", "defaultTags",
+    "nodeSelector", "updateStrategy", "config.map", "devicePlugin.config.data", "serviceAccount.annotations", "defaultTags", "resources",
 )  # fmt: skip
 
 
@@ -56,10 +59,9 @@ CASES = [(case, name) for case in CONFIGS for name in releases(case)]
 
 
 def folder(chart: str) -> Path:
-    where = os.environ.get("ONECOPY_TEST_CHARTS")
-    if where is None or not (Path(where) / chart / "Chart.yaml").is_file():
-        pytest.skip(f"no chart {chart}: ONECOPY_TEST_CHARTS={where}")
-    return Path(where) / chart
+    if CHARTS is None or not (CHARTS / chart / "Chart.yaml").is_file():
+        pytest.skip(f"no chart {chart}: ONECOPY_TEST_CHARTS={CHARTS}")
+    return CHARTS / chart
 
 
 def rendered(helm: Path, release: Release, tmp_path: Path) -> list[dict[str, Any]]:  # noqa: F811
@@ -181,3 +183,22 @@ def test_calico_is_an_overlay_and_starts_before_there_is_a_node(helm: Path, tmp_
     assert operator["hostNetwork"] is True
     assert {t.get("effect") for t in operator["tolerations"] if t.get("operator") == "Exists"} >= {"NoSchedule"}
     assert {doc["kind"] for doc in docs}.isdisjoint({"Goldmane", "Whisker"})
+
+
+def test_monitoring_asks_for_no_webhook_and_no_hidden_control_plane(helm: Path, tmp_path: Path) -> None:  # noqa: F811
+    store = StoreUri.parse("s3://b-1/models")
+    config = StackConfig.model_validate({"store": {"uri": str(store)}, "kubernetes": {"cloud": "aws"}})
+    release = monitoring(make_stack(config, store, models.find(config, store, {}, ask_store=False).models))
+    known = yaml.safe_load((folder(release.chart) / "values.yaml").read_text())
+    assert list(unknown(release.values, known)) == []
+    docs = rendered(helm, release, tmp_path)
+    assert not {doc["kind"] for doc in docs} & {"ValidatingWebhookConfiguration", "MutatingWebhookConfiguration", "Job"}
+    alerts = {
+        rule.get("alert")
+        for doc in docs
+        if doc["kind"] == "PrometheusRule"
+        for group in doc["spec"]["groups"]
+        for rule in group["rules"]
+    }
+    assert "KubeAPIDown" in alerts
+    assert alerts.isdisjoint({"KubeControllerManagerDown", "KubeSchedulerDown", "KubeProxyDown", "etcdMembersDown"})

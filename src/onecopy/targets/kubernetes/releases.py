@@ -298,7 +298,14 @@ def monitoring(stack: Stack) -> Release:
     everything: Object = {
         f"{kind}SelectorNilUsesHelmValues": False for kind in ("serviceMonitor", "podMonitor", "rule", "probe")
     }
+    # A cloud keeps its control plane's metrics to itself, and EKS kube-proxy's: their alerts would fire for ever
+    hidden = (
+        ("kubeControllerManager", "kubeScheduler", "kubeEtcd", "kubeProxy") if stack.kubernetes.cloud != "none" else ()
+    )
     values: Object = {
+        **{part: {"enabled": False} for part in hidden},
+        # Where the API server reaches no pod (Calico on EKS), each rule would wait for its deadline
+        "prometheusOperator": {"admissionWebhooks": {"enabled": False}, "tls": {"enabled": False}},
         "prometheus": {
             "prometheusSpec": {
                 **everything,
