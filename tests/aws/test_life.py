@@ -204,14 +204,33 @@ def test_ctrl_c_ends_the_watching_and_says_how_to_go_on(aws: Emulator) -> None:
     nothing_is_left()
 
 
-def test_a_plan_that_ends_early_leaves_no_change_set(aws: Emulator) -> None:
-    """Here the cluster does not answer: the account's part was proposed by then."""
+def test_a_cluster_that_does_not_answer_does_not_bar_the_change_that_lets_us_in(
+    aws: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No API server stands behind the emulator's endpoint here, as for somebody whose address is not let in."""
     apply(target())
-    with pytest.raises(CloudError):
-        target(workloads=True, models=[{"name": "two"}], cluster={"public_cidrs": ["198.51.100.9/32"]}).plan()
-    assert client("cloudformation").list_change_sets(StackName=NAME)["Summaries"] == [] or all(
-        s["ExecutionStatus"] != "AVAILABLE"
-        for s in client("cloudformation").list_change_sets(StackName=NAME)["Summaries"]
+    monkeypatch.setenv("ONECOPY_HELM", "no-such-helm")
+    with pytest.raises(CloudError, match="no Helm: no-such-helm; install helm"):
+        target(workloads=True).plan()
+    monkeypatch.setenv("ONECOPY_HELM", "true")  # it is not come to
+    moved = target(workloads=True, cluster={"public_cidrs": ["198.51.100.9/32"]})
+    plan = moved.plan()
+    assert "Cluster" in by_action(plan)["update"]
+    assert any("is planned once it answers" in warning for warning in plan.warnings)
+    with pytest.raises(CloudError, match="no answer from the cluster"):
+        moved.apply(plan)
+    vpc = client("eks").describe_cluster(name=NAME)["cluster"]["resourcesVpcConfig"]
+    assert vpc["publicAccessCidrs"] == ["198.51.100.9/32"]
+    with pytest.raises(CloudError, match="no answer from the cluster"):
+        moved.plan()
+    status = moved.status()
+    assert [(part.kind, part.health) for part in status.parts] == [
+        ("CloudFormation stack", "ready"), ("EKS cluster", "failed"),
+    ]  # fmt: skip
+    assert "aws.cluster.public_cidrs" in (status.parts[1].reason or "")
+    sets = client("cloudformation").list_change_sets(StackName=NAME)["Summaries"]
+    assert [s for s in sets if s["ExecutionStatus"] == "AVAILABLE"] == [], (
+        "a plan that failed leaves nothing to execute"
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
+import http.server
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import boto3
@@ -15,6 +17,8 @@ from tests.aws.test_life import NAME, apply, client, target
 from tests.aws.test_template import CASES, build
 
 from onecopy.core.errors import CloudError
+from onecopy.targets.aws import preflight
+from onecopy.targets.aws.inputs import make_inputs
 from onecopy.targets.aws.permissions import operator_policy
 from onecopy.targets.aws.session import Session
 from onecopy.targets.aws.target import AwsTarget
@@ -210,6 +214,46 @@ def test_a_bucket_in_another_region_is_a_problem(aws: Emulator) -> None:
     elsewhere.create_bucket(Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
     told = finding(target(store="s3://far-away/models"), "bucket")
     assert "is in eu-west-1" in told.message
+
+
+@pytest.fixture
+def addresses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A server that tells who asks his address, as AWS's does; the last of the list is told."""
+    told = ["203.0.113.9"]
+
+    class Tell(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(f"{told[-1]}\n".encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Tell) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(preflight, "ADDRESS_SERVICE", f"http://127.0.0.1:{server.server_port}")
+        yield told
+        server.shutdown()
+
+
+def test_the_api_server_is_open_to_whoever_made_the_stack_and_says_when_that_moved(
+    aws: Emulator, addresses: list[str]
+) -> None:
+    at = target(cluster={"public_cidrs": []})
+    at.apply(at.plan())
+    vpc = client("eks").describe_cluster(name=NAME)["cluster"]["resourcesVpcConfig"]
+    assert vpc["publicAccessCidrs"] == ["203.0.113.9/32"]
+    assert finding(at, "identity", level="ok")
+    addresses.append("203.0.113.77")
+    plan = at.plan()
+    assert not plan.has_changes, "it is not opened to another by itself"
+    assert any('public_cidrs = ["203.0.113.9/32", "203.0.113.77/32"]' in warning for warning in plan.warnings)
+    addresses.append("<html>a captive portal")
+    checks = preflight.Preflight(at.session, make_inputs(at.config))
+    checks.new_stack()
+    with pytest.raises(CloudError, match="public address is not known"):
+        checks.report.raise_problems()
 
 
 class Vpc:

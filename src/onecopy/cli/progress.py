@@ -80,7 +80,9 @@ class _Rate:
         parts = [show(event.done) + (f" of {show(event.total)}" if event.total else "")]
         seconds = time.monotonic() - (self._begun or time.monotonic())
         moved = event.done - self._first
-        if seconds > 0.5 and moved > 0:
+        if event.unit != "bytes":
+            parts += [event.message] if event.message else []
+        elif seconds > 0.5 and moved > 0:
             rate = moved / seconds
             parts.append(f"{show(rate)}/s")
             if event.total and event.total > event.done:

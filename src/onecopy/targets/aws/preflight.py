@@ -26,6 +26,7 @@ from onecopy.targets.aws.inputs import TAG_STACK, ZONES, Choices, Inputs
 from onecopy.targets.aws.permissions import Refused, operator_policy, simulate
 from onecopy.targets.aws.report import Report
 from onecopy.targets.aws.session import DENIED, Session, code, message
+from onecopy.targets.kubernetes.helm import find_helm
 
 T = TypeVar("T")
 ADDRESS_SERVICE = "https://checkip.amazonaws.com"
@@ -93,6 +94,12 @@ class Preflight:
             yield self._inputs.aws.gpu_nodes
 
     def _caller(self) -> None:
+        if self._inputs.aws.workloads:
+            # asked for first when the control plane stands, a quarter of an hour later
+            try:
+                self.report.ok("helm", str(find_helm()))
+            except CloudError as error:
+                self.report.problem("helm", error.message, error.hint or "install helm")
         who = self._session.identity
         self.report.ok("identity", f"{who.arn} in {self._session.region}")
         if who.arn in self._inputs.aws.cluster.admins:

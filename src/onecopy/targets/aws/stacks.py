@@ -305,7 +305,7 @@ def _tell(event: Mapping[str, Any], report: Reporter, done: set[str], total: int
         done.add(logical)
     reason = redact(event.get("ResourceStatusReason", ""))
     failed = status.endswith("_FAILED")
-    text = f"{status.lower().replace('_', ' ')} {event['ResourceType']}"
+    text = f"{logical} ({event['ResourceType']}) {status.lower().replace('_', ' ')}"
     report(
         Event(
             "stack",

@@ -127,7 +127,12 @@ class AwsTarget:
         parts = [PartStatus(kind="CloudFormation stack", name=self.config.name, health=health, reason=reason)]
         if not self.config.aws.workloads or "ClusterEndpoint" not in state.outputs:
             return Status(target="aws", stack=self.config.name, parts=tuple(parts))
-        below = self._workloads(self._inputs(state), state).status()
+        try:
+            below = self._workloads(self._inputs(state), state).status()
+        except CloudError as error:
+            why = f"{error.message}; is this machine's address in aws.cluster.public_cidrs?"
+            parts.append(PartStatus(kind="EKS cluster", name=self.config.name, health="failed", reason=why))
+            return Status(target="aws", stack=self.config.name, parts=tuple(parts))
         return Status(
             target="aws",
             stack=self.config.name,
@@ -259,10 +264,17 @@ class AwsTarget:
         seen: list[Any] = [state.token if state else None, digest(template), dict(inputs.tags)]
         if self.config.aws.workloads:
             if state is not None and "ClusterEndpoint" in state.outputs:
-                below = self._workloads(inputs, state).plan(rollback=rollback)
-                found += below.changes
-                warnings += below.warnings
-                seen.append(below.seen)
+                try:
+                    below = self._workloads(inputs, state).plan(rollback=rollback)
+                except CloudError as error:
+                    # The change may be what lets us in again (another address in aws.cluster.public_cidrs)
+                    if change_set.id is None:
+                        raise
+                    warnings.append(f"what runs on the cluster is planned once it answers: {error.message}")
+                else:
+                    found += below.changes
+                    warnings += below.warnings
+                    seen.append(below.seen)
             else:
                 warnings.append("what runs on the cluster is planned once it stands; apply goes on to it by itself")
         cost = plan_cost(
