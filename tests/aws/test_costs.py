@@ -53,11 +53,15 @@ def test_the_defaults_by_hand() -> None:
 
 
 def test_an_ingress_a_nat_a_zone_and_extended_support_by_hand() -> None:
-    found = cost({"aws": {"network": {"nat": "per-zone"}}}, ingress=(False, True), extended=True)
+    config = {"aws": {"network": {"nat": "per-zone"}}}
+    open_to_all = {"annotations": {"alb.ingress.kubernetes.io/scheme": "internet-facing"}}
+    found = cost({**config, "kubernetes": {"ingress": open_to_all}}, ingress=(False, True), extended=True)
     prices = by_price(found)
     # 0.60 × 730; 3 × 0.045 × 730; a balancer at 0.0225, and six addresses
     assert (prices["eks_extended_hour"], prices["nat_hour"], prices["alb_hour"]) == (438.0, 98.55, 16.43)
     assert prices["public_ipv4_hour"] == pytest.approx(6 * 0.005 * 730)
+    inside = by_price(cost(config, ingress=(False, True)))
+    assert inside["public_ipv4_hour"] == pytest.approx(3 * 0.005 * 730), "an internal one has no public address"
 
 
 def test_the_change_is_told() -> None:

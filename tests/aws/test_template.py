@@ -16,7 +16,7 @@ from onecopy.storage.uri import StoreUri
 from onecopy.targets.aws.inputs import Choices, make_inputs
 from onecopy.targets.aws.template import MAX_BYTES, build_template, compact
 from onecopy.targets.aws.workloads import cluster_config
-from onecopy.targets.kubernetes import access, identity, models
+from onecopy.targets.kubernetes import access, identity, models, releases, serving
 from onecopy.targets.kubernetes.stack import make_stack
 
 ZONES = ("us-east-2a", "us-east-2b", "us-east-2c")
@@ -25,6 +25,7 @@ EXISTING = {
     "private_subnets": ["subnet-0a1b2c3a", "subnet-0a1b2c3b", "subnet-0a1b2c3c"],
     "s3_route_tables": ["rtb-0a1b2c3a"],
 }
+CERTIFICATE = {"alb.ingress.kubernetes.io/certificate-arn": "arn:aws:acm:us-east-2:123456789012:certificate/1"}
 ADMIN = "arn:aws:iam::123456789012:role/Platform"
 CASES: dict[str, tuple[dict[str, Any], Choices]] = {
     "defaults": ({}, Choices()),
@@ -221,6 +222,27 @@ def test_what_cloudformation_does_not_tag_by_itself_is_tagged() -> None:
             if schema.get("tagging", {}).get("taggable") or "Tags" not in json.dumps(schema["properties"]):
                 continue
             assert resource["Properties"]["TagSpecifications"][0]["ResourceType"] == "launch-template", name
+
+
+@pytest.mark.parametrize(
+    ("cni", "targets", "service"), [("vpc", "ip", "ClusterIP"), ("calico", "instance", "NodePort")]
+)
+def test_a_load_balancer_goes_to_what_it_can_reach(cni: str, targets: str, service: str) -> None:
+    config = StackConfig.model_validate(
+        {
+            "store": {"uri": "s3://b-1/models"},
+            "models": [{"name": "one", "revision": "0123456789abcdef"}],
+            "kubernetes": {"ingress": {"host": "llm.example.org", "annotations": CERTIFICATE}, "api_key_secret": "key"},
+            "aws": {"cluster": {"cni": cni}},
+        }
+    )
+    below = cluster_config(make_inputs(config), {}, None, region="us-east-2")
+    store = StoreUri.parse("s3://b-1/models")
+    stack = make_stack(below, store, models.find(below, store, {}, ask_store=False).models)
+    (made,) = serving.ingress(stack)
+    assert made["spec"]["ingressClassName"] == "alb"
+    assert made["metadata"]["annotations"]["alb.ingress.kubernetes.io/target-type"] == targets
+    assert releases.serving_values(stack).dump()["routerSpec"]["serviceType"] == service
 
 
 @pytest.mark.parametrize("delivery", ["node-cache", "stream", "mount"])

@@ -35,8 +35,10 @@ def plan_cost(
     """ingress: whether one stands now, and whether one would. Raises ConfigError for a price file that is wrong."""
     prices = stack_prices(inputs.aws.prices)
     now, then = ingress
-    after = [*_parts(template, balancer=then, extended=extended), *_models(inputs)]
-    stands = list(_parts(before, balancer=now, extended=extended)) if before else []
+    annotations: Mapping[str, str] = inputs.config.kubernetes.ingress.annotations
+    public = annotations.get("alb.ingress.kubernetes.io/scheme") == "internet-facing"
+    after = [*_parts(template, balancer=then, public=public, extended=extended), *_models(inputs)]
+    stands = list(_parts(before, balancer=now, public=public, extended=extended)) if before else []
     # the bucket outlives every stack: what lies in it is billed before and after
     types = {body["Type"] for body in template["Resources"].values()}
     by_use = {what: price for kind, uses in _BY_USE.items() if kind in types for what, price in uses.items()}
@@ -49,7 +51,7 @@ def plan_cost(
     )
 
 
-def _parts(template: Mapping[str, Any], *, balancer: bool, extended: bool) -> Iterator[Part]:
+def _parts(template: Mapping[str, Any], *, balancer: bool, public: bool, extended: bool) -> Iterator[Part]:
     resources: Mapping[str, Any] = template.get("Resources", {})
     counts: dict[str, int] = {}
     for body in resources.values():
@@ -69,7 +71,8 @@ def _parts(template: Mapping[str, Any], *, balancer: bool, extended: bool) -> It
             yield Part(what=what, price=price, count=Decimal(number), each=hours)
     if balancer:
         yield Part(what="load balancer", price="alb_hour", each=_HOURLY, note="and its capacity units by use")
-        yield Part(what="public addresses of it", price="public_ipv4_hour", count=Decimal(ZONES), each=_HOURLY)
+        if public:
+            yield Part(what="public addresses of it", price="public_ipv4_hour", count=Decimal(ZONES), each=_HOURLY)
 
 
 def _nodes(title: str, group: Mapping[str, Any], resources: Mapping[str, Any]) -> Iterator[Part]:

@@ -19,6 +19,7 @@ from onecopy.targets.kubernetes.helm import Helm
 from onecopy.targets.kubernetes.live import Differ
 from onecopy.targets.kubernetes.releases import Release
 from onecopy.targets.kubernetes.rollout import Rollout
+from onecopy.targets.kubernetes.serving import ALB_TARGETS
 from onecopy.targets.kubernetes.stack import Object
 from onecopy.targets.kubernetes.target import KubernetesTarget
 
@@ -47,8 +48,11 @@ def cluster_config(
         changed |= {"kubeconfig": kubeconfig, "context": None}
     if not gpu:
         changed["gpu"] = kubernetes.gpu.model_copy(update={"count": 0})
-    if kubernetes.ingress.host and not kubernetes.ingress.class_name:
-        changed["ingress"] = kubernetes.ingress.model_copy(update={"class_name": "alb"})
+    if kubernetes.ingress.host and kubernetes.ingress.class_name in (None, "alb"):
+        annotations = dict(kubernetes.ingress.annotations)
+        if inputs.is_calico:  # pods of an overlay have addresses that no load balancer reaches
+            annotations.setdefault(ALB_TARGETS, "instance")
+        changed["ingress"] = kubernetes.ingress.model_copy(update={"class_name": "alb", "annotations": annotations})
     store = config.store.model_copy(
         update={"uri": outputs.get("StoreUri") or config.store.uri, "region": config.store.region or region}
     )

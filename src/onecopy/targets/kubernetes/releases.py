@@ -12,6 +12,7 @@ from onecopy.storage.layout import revision_prefix
 from onecopy.targets.kubernetes import access, gpus
 from onecopy.targets.kubernetes.delivery import node_terms, tolerations, volume_name
 from onecopy.targets.kubernetes.identity import pod_access, service_account_name
+from onecopy.targets.kubernetes.serving import by_node_ports
 from onecopy.targets.kubernetes.sizing import PROBE_PERIOD, STREAM_BUFFER, quantity
 from onecopy.targets.kubernetes.stack import (
     LABEL_MODEL,
@@ -109,6 +110,7 @@ def serving_values(stack: Stack) -> VllmStackValues:
             securityContext=access.POD_SECURITY,
             containerSecurityContext=_CONTAINER_SECURITY,
             containerPort=access.ENGINE_PORT,
+            serviceType="NodePort" if by_node_ports(settings.ingress) else "ClusterIP",
             servicePort=80,
             routingLogic=settings.routing,
             sessionKey=settings.session_key or "",

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from onecopy.config.kubernetes import IngressConfig
 from onecopy.targets.kubernetes.stack import Object, Stack
 
 ROUTER_SERVICE_PORT = 80
+ALB_TARGETS = "alb.ingress.kubernetes.io/target-type"
 
 
 def router_service(stack: Stack) -> str:
     """The chart's name for it."""
     return f"{stack.release}-router-service"
+
+
+def by_node_ports(settings: IngressConfig) -> bool:
+    """An AWS load balancer that is told to go to nodes needs a port on them; by default it goes to pods."""
+    return settings.host is not None and settings.annotations.get(ALB_TARGETS) == "instance"
 
 
 def ingress(stack: Stack) -> list[Object]:
@@ -22,7 +29,7 @@ def ingress(stack: Stack) -> list[Object]:
     if settings.class_name == "alb":
         # The reference's load balancer spoke plain HTTP to the whole internet
         annotations.setdefault("alb.ingress.kubernetes.io/listen-ports", '[{"HTTPS":443}]')
-        annotations.setdefault("alb.ingress.kubernetes.io/target-type", "ip")
+        annotations.setdefault(ALB_TARGETS, "ip")
         annotations.setdefault("alb.ingress.kubernetes.io/scheme", "internal")
         annotations.setdefault("alb.ingress.kubernetes.io/healthcheck-path", "/health")
     if annotations:

@@ -106,7 +106,7 @@ class RouterSpec(_Values):
     containerSecurityContext: dict[str, Any]
     replicaCount: int = 1
     containerPort: int
-    serviceType: Literal["ClusterIP"] = "ClusterIP"
+    serviceType: Literal["ClusterIP", "NodePort"] = "ClusterIP"
     servicePort: int
     serviceDiscovery: Literal["k8s"] = "k8s"
     k8sServiceDiscoveryType: Literal["pod-ip"] = "pod-ip"
