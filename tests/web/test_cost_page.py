@@ -13,13 +13,13 @@ from tests.browser import Page, browser
 from onecopy.cost.declarations import GROUPS, INPUTS, STORAGES
 from onecopy.cost.model import compute, formulas
 from onecopy.cost.page import html
-from onecopy.cost.prices import load_prices
+from onecopy.cost.prices import default_prices
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "cost.html"
-    path.write_text(html({}, load_prices()))
+    path.write_text(html({}, default_prices()))
     return path
 
 

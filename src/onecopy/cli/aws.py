@@ -18,7 +18,7 @@ command = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
-    help="What only the AWS target has: policy, kubeconfig, tokens, orphans.",
+    help="What only the AWS target has: policy, kubeconfig, tokens, orphans, prices.",
 )
 
 
@@ -112,3 +112,37 @@ def orphans(
         )
         return
     sink.data({"orphans": listed}, table(["kind", "id", "why"], rows) if rows else "none")
+
+
+@command.command()
+def prices(
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; without it, stdout.")] = None,
+    region: Annotated[str | None, typer.Option("--region", help="Of the prices (default: the stack's).")] = None,
+    instance_type: Annotated[
+        list[str] | None, typer.Option("--instance-type", help="Instance types (default: the stack's; repeat).")
+    ] = None,
+    config: options.ConfigFile = None,
+    json: options.Json = False,
+) -> None:
+    """Read a region's prices from the AWS price list into a file for `onecopy cost --prices` and `aws.prices`."""
+    from onecopy.cost.stack import stack_prices
+    from onecopy.targets.aws import prices as price_list
+    from onecopy.targets.aws.session import Session
+
+    sink = options.output(json=json)
+    aws = stack.resolved(config=config, target="aws").config.aws
+    wanted = region or Session(region=aws.region, profile=aws.profile).region
+    kinds = instance_type or [*aws.cpu_nodes.instance_types, *aws.gpu_nodes.instance_types]
+    session = Session(region=price_list.API_REGION, profile=aws.profile)
+    found, missing = price_list.fetch(session, wanted, stack_prices(), kinds)
+    for name, why in missing.items():
+        sink.warn(f"{name} is left as shipped: {why}")
+    text = price_list.as_toml(found)
+    if out is not None:
+        try:
+            out.write_text(text)
+        except OSError as error:
+            raise UsageError(f"cannot write {out}: {error.strerror}") from error
+    rows = {name: price.model_dump(mode="json") for name, price in found.items()}
+    done = f"wrote {len(found)} prices of {wanted} to {out}; `onecopy cost --prices {out}` takes them"
+    sink.data({"region": wanted, "prices": rows, "missing": missing}, text.rstrip() if out is None else done)

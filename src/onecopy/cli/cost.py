@@ -44,7 +44,7 @@ def command(
     """What weights cost a month: a disk a replica, file systems, object storage, and the GPUs that wait for them."""
     from onecopy.cost import report
     from onecopy.cost.model import compute
-    from onecopy.cost.prices import load_prices
+    from onecopy.cost.stack import load_prices
 
     if json + csv + explain > 1:
         raise UsageError("--json, --csv and --explain exclude each other")
@@ -102,6 +102,8 @@ def command(
         )
 
     out.data([row.as_dict() for row in rows], human)
+    for mixed in report.mixed_regions(rows, price_list):
+        out.warn(mixed)
     unchecked = [name for name, checked in report.used_prices(rows, price_list).items() if not checked]
     if unchecked:
         out.talk(

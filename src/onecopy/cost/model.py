@@ -9,7 +9,7 @@ from decimal import Decimal, InvalidOperation
 from onecopy.core.errors import UsageError
 from onecopy.cost.declarations import DERIVED, IDLE, INPUTS, STORAGES, Storage
 from onecopy.cost.formula import cents, evaluate
-from onecopy.cost.prices import Prices, load_prices
+from onecopy.cost.prices import Prices, default_prices
 
 IDLE_TERM = "idle_gpu"
 
@@ -89,7 +89,7 @@ def compute(
 ) -> list[Row]:
     """One row a storage kind, in the declarations' order. Raises UsageError for inputs that make no sense."""
     values = checked_inputs(given or {})
-    values |= {name: price.usd for name, price in (prices if prices is not None else load_prices()).items()}
+    values |= {name: price.usd for name, price in (prices if prices is not None else default_prices()).items()}
     for name, text in DERIVED.items():
         values[name] = evaluate(text, values)
     return [_row(storage, dict(values)) for storage in STORAGES if cloud in ("all", storage.cloud)]

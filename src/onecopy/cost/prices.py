@@ -40,17 +40,12 @@ def default_prices() -> dict[str, Price]:
     return {name: Price.model_validate(table) for name, table in read_tables(text).items()}
 
 
-def load_prices(override: Path | None = None) -> dict[str, Price]:
-    """The shipped prices, with those of `override` in their place; it may give only what it changes, down to one field.
-
-    Raises ConfigError for an unknown price, an unknown or missing field, or a file that is no TOML.
-    """
-    return overlaid(default_prices(), override) if override else default_prices()
-
-
 def overlaid(prices: Prices, override: Path, *, instance: Price | None = None) -> dict[str, Price]:
-    """`prices` with the file's in their place. instance: from what an instance type that is not there yet starts.
-    Raises ConfigError as `load_prices` does."""
+    """`prices` with the file's in their place; it may give only what it changes, down to one field.
+
+    instance: from what an instance type that is not there yet starts. Raises ConfigError for an unknown price, an
+    unknown or missing field, or a file that is no TOML.
+    """
     try:
         tables = read_tables(override.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -59,9 +54,8 @@ def overlaid(prices: Prices, override: Path, *, instance: Price | None = None) -
     for name, table in tables.items():
         old = found.get(name) or (instance if "." in name else None)
         if old is None:
-            raise ConfigError(
-                f"{override}: no price is called {name!r}", hint=f"there are: {', '.join(sorted(prices))}"
-            )
+            listed = ", ".join(sorted(known for known in prices if "." not in known))
+            raise ConfigError(f"{override}: no price is called {name!r}", hint=f"there are: {listed}")
         # a number of the user's own has the user's file as its source, unless it names another
         origin = {"source": str(override), "seen": None, **table} if "usd" in table else table
         try:

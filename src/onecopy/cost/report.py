@@ -42,6 +42,20 @@ def used_prices(rows: Sequence[Row], prices: Prices) -> dict[str, bool]:
     return {name: price.checked for name, price in prices.items() if name in used}
 
 
+def mixed_regions(rows: Sequence[Row], prices: Prices) -> list[str]:
+    """A line for each cloud whose rows read prices of more than one region: their sums are of no place."""
+    found: list[str] = []
+    for cloud in dict.fromkeys(row.storage.cloud for row in rows):
+        used = used_prices([row for row in rows if row.storage.cloud == cloud], prices)
+        regions: dict[str, list[str]] = {}
+        for name in used:
+            regions.setdefault(prices[name].region, []).append(name)
+        if len(regions) > 1:
+            parts = "; ".join(f"{region}: {', '.join(names)}" for region, names in regions.items())
+            found.append(f"{cloud}: prices of {len(regions)} regions stand beside each other ({parts})")
+    return found
+
+
 def explain_text(rows: Sequence[Row], prices: Prices) -> str:
     """Inputs with their sources, each row's formulas with their values, each price with its source."""
     values = rows[0].values

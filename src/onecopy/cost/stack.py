@@ -37,6 +37,15 @@ def stack_prices(override: Path | None = None) -> dict[str, Price]:
     return overlaid(prices, override, instance=prices[next(iter(hours))])
 
 
+def load_prices(override: Path | None = None) -> dict[str, Price]:
+    """The prices of weights' storage, with those of `override` in their place. The file may hold any of the whole list.
+
+    Raises ConfigError as `stack_prices` does.
+    """
+    default = default_prices()
+    return {name: price for name, price in stack_prices(override).items() if name in default} if override else default
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 

@@ -14,7 +14,8 @@ from onecopy.core.errors import ConfigError, UsageError
 from onecopy.cost import formula
 from onecopy.cost.declarations import DERIVED, INPUTS, STORAGES
 from onecopy.cost.model import Row, compute, formulas
-from onecopy.cost.prices import default_prices, load_prices
+from onecopy.cost.prices import default_prices
+from onecopy.cost.stack import load_prices
 
 ARTICLE: dict[str, object] = {"model_gb": 70, "replicas": 20, "nodes": 20, "starts_per_month": 100}
 
@@ -157,6 +158,18 @@ def test_wrong_price_files_name_what_is_wrong(tmp_path: Path, text: str, words: 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "onecopy", "cost", *args], capture_output=True, text=True, check=False)
+
+
+def test_prices_of_two_regions_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "prices.toml"
+    file.write_text(
+        "[ebs_gp3_gb_month]\nusd = 0.0952\nregion = 'eu-west-1'\n[eks_hour]\nusd = 0.2\n['g6.2xlarge']\nusd = 1\n"
+    )
+    result = run("--cloud", "aws", "--prices", str(file))
+    assert result.returncode == 0, "a file for `aws.prices` serves here too"
+    assert "prices of 2 regions" in result.stderr
+    assert "eu-west-1: ebs_gp3_gb_month" in result.stderr
+    assert "regions" not in run("--cloud", "aws").stderr
 
 
 def test_the_command_prints_rows() -> None:
