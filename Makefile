@@ -37,7 +37,7 @@ PIN := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-ind
 
 lock:  ## pin again from pyproject.toml
 	$(PIN) --group dev --all-extras pyproject.toml -o requirements-dev.lock
-	$(PIN) pyproject.toml -o images/onecopy.txt
+	$(PIN) --constraint requirements-dev.lock pyproject.toml -o images/onecopy.txt
 	echo 'hatchling>=1.27' | $(PIN) - -o images/build.txt
 	printf 'obstore\nxxhash\n' | $(PIN) --no-deps --constraint images/onecopy.txt - -o images/plugin.txt
 

@@ -46,7 +46,6 @@ CALLS: list[tuple[str, Callable[[Store], object]]] = [
     ("list", lambda store: list(store.list())),
     ("folders", lambda store: store.list_folders()),
     ("delete", lambda store: store.delete(["k"])),
-    ("copy", lambda store: store.copy("k", "l")),
 ]
 every_call = pytest.mark.parametrize("call", [call for _, call in CALLS], ids=[name for name, _ in CALLS])
 

@@ -29,7 +29,6 @@ def test_what_is_missing(any_store: Store) -> None:
         lambda: any_store.head("no"),
         lambda: any_store.get("no"),
         lambda: any_store.get_range("no", 0, 1),
-        lambda: any_store.copy("no", "to"),
     ):
         with pytest.raises(ObjectMissing, match="no"):
             call()
@@ -67,14 +66,16 @@ def test_ranges_and_their_condition(any_store: Store) -> None:
 
 def test_a_stream_in_parts(any_store: Store) -> None:
     def chunks() -> Iterator[bytes]:
-        for index in range(7):
-            yield bytes([index]) * (2 * MiB)
+        for index in range(3):
+            yield bytes([index]) * PART
+        yield b"the end"
 
-    put = any_store.put_stream("deep/er/k", chunks(), part_size=PART, concurrency=2)
-    assert put.size == 14 * MiB
+    counts: list[int] = []
+    put = any_store.put_stream("deep/er/k", chunks(), part_size=PART, concurrency=2, sent=counts.append)
+    assert put.size == sum(counts) == 3 * PART + 7
     head = any_store.head("deep/er/k")
-    assert (head.etag, head.size) == (put.etag, 14 * MiB)
-    assert bytes(any_store.get_range("deep/er/k", 2 * MiB - 1, 2 * MiB + 1, if_match=put.etag)) == b"\0\1"
+    assert (head.etag, head.size) == (put.etag, put.size)
+    assert bytes(any_store.get_range("deep/er/k", PART - 1, PART + 1, if_match=put.etag)) == b"\0\1"
 
 
 def test_a_stream_that_breaks_leaves_nothing(any_store: Store) -> None:
@@ -119,13 +120,11 @@ def test_listing_of_more_than_a_page(s3_store: Store) -> None:
     assert len(list(s3_store.list("many"))) == 5
 
 
-def test_delete_and_copy(any_store: Store) -> None:
-    any_store.put("a", b"1")
-    any_store.put("b", b"2")
-    any_store.copy("a", "sub/c")
+def test_delete(any_store: Store) -> None:
+    for key in ("a", "b", "sub/c"):
+        any_store.put(key, b"1")
     any_store.delete(["a", "never was", "b"])
     assert [info.key for info in any_store.list()] == ["sub/c"]
-    assert any_store.get("sub/c")[0] == b"1"
 
 
 def test_keys_that_need_quoting(any_store: Store) -> None:

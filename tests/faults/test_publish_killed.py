@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.checkpoints import checkpoint
@@ -78,3 +79,31 @@ def test_killed_again_and_again(s3_server: DevServer, tmp_path: Path) -> None:
     assert result["bytes_sent"] <= result["bytes"] - len(finished) * (shard - 1000)
     # What a kill may cost: the files in flight, and for each file its header once more
     assert lost <= kills * (FILES_AT_ONCE * shard + SHARDS * 1000)
+
+
+def test_a_killed_file_goes_on_by_part(s3_server: DevServer, tmp_path: Path) -> None:
+    """One file of six parts, killed when some are in the store: those are read again, to be compared, and not sent."""
+    folder = checkpoint(tmp_path / "model", shards=1, elements=48 * MiB)
+    store = open_store(s3_server.uri.child(f"parts-{tmp_path.name}"), s3_server.options)
+    secret = s3_server.options.secret_access_key
+    assert secret is not None
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "ONECOPY_"))}
+    env |= {"AWS_ACCESS_KEY_ID": str(s3_server.options.access_key_id), "AWS_SECRET_ACCESS_KEY": secret.reveal()}
+    argv = [sys.executable, "-m", "onecopy", "model", "publish", str(folder), "--name", "tiny", "--json"]
+    argv += ["--store", str(store.uri)]
+    env["AWS_ENDPOINT_URL"] = s3_server.endpoint
+    client: Any = store._uploads._s3()  # type: ignore[attr-defined]
+    process = subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    kept = 0
+    while process.poll() is None and kept < 2:
+        for upload in store.list_uploads("tiny/"):
+            place = {"Bucket": store.uri.bucket, "Key": f"{store.uri.prefix}/{upload.key}"}
+            kept = sum(part["Size"] for part in client.list_parts(**place, UploadId=upload.upload_id).get("Parts", ()))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert kept, "it was over before it could be killed"
+    assert list(catalogue.list_revisions(store, "tiny")) == []
+    result = json.loads(subprocess.run(argv, env=env, capture_output=True, text=True, check=True).stdout)
+    assert result["bytes_sent"] <= result["bytes"] - kept
+    assert verify(store, "tiny", deep=True).problems == ()
+    assert store.list_uploads("tiny/") == []

@@ -16,7 +16,7 @@ from onecopy.core.units import MiB
 from onecopy.registry import catalogue
 from onecopy.registry.publish import publish
 from onecopy.registry.sources import open_source
-from onecopy.registry.transfer import part_size, upload_concurrency
+from onecopy.registry.transfer import BUFFERS, lanes, part_size
 from onecopy.storage import layout
 from onecopy.storage.store import Store
 from onecopy.weights.manifest import RANGE_SIZE
@@ -167,5 +167,9 @@ def test_parts(size: int) -> None:
     part = part_size(size)
     assert part % RANGE_SIZE == 0
     assert -(-size // part) <= 10_000
-    if size <= 500 * 10**9:
-        assert part * (upload_concurrency(size) + 1) <= 100 * MiB
+    for count in (1, 3, 50):
+        found = lanes([size] * count)
+        assert found.files >= 1 <= found.ahead
+        assert found.in_flight >= 1
+        if size <= 10**12:
+            assert found.files * (found.ahead + found.in_flight + 1) * part <= BUFFERS

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 command = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(metavar="NAME[@REF]", help="Model, with a ref or a revision (default: main).")]
-Many = Annotated[list[str] | None, typer.Option(show_default=False)]
+SourceEndpoint = Annotated[
+    str | None, typer.Option("--source-endpoint", help="Endpoint of a source store (default: as the store's).")
+]
 
 
 @command.callback()
@@ -32,6 +34,7 @@ def publish(
     ref: Annotated[str, typer.Option("--ref", help="Name to point at the revision.")] = "main",
     include: Annotated[list[str] | None, typer.Option("--include", help="Only these files (pattern; repeat).")] = None,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Not these files (pattern; repeat).")] = None,
+    source_endpoint: SourceEndpoint = None,
     store: options.StoreFlag = None,
     config: options.ConfigFile = None,
     json: options.Json = False,
@@ -42,15 +45,17 @@ def publish(
     from onecopy.core.units import format_bytes, format_seconds
     from onecopy.registry import publish as registry
     from onecopy.registry.sources import Selection, default_name, open_source
+    from onecopy.storage.objectstore import open_configured
 
     out = options.output(json=json, quiet=quiet)
-    target = stores.from_flags(store, config)
+    section = stores.section_of(store, config)
+    target, beside = open_configured(section), stores.beside(section, source, source_endpoint)
     with progress.renderer(out) as report:
         chosen = Selection(tuple(include or ()), tuple(exclude or ()))
         if source == "sample":
             opened, named = _sample(report)
         else:
-            opened, named = open_source(source, chosen, report=report), name or default_name(source)
+            opened, named = open_source(source, chosen, report=report, options=beside), name or default_name(source)
         try:
             done = registry.publish(opened, target, name or named, ref=ref, report=report)
         finally:
@@ -142,11 +147,12 @@ def show(
 @command.command("verify")
 def verify(
     name: Name,
-    deep: Annotated[bool, typer.Option("--deep", help="Read every byte; otherwise sizes and ETags.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every byte; otherwise sizes, ETags, checksums.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Mend what is found, from the source.")] = False,
     source: Annotated[
         str | None, typer.Option("--source", help="Where to mend from (default: the hub commit).")
     ] = None,
+    source_endpoint: SourceEndpoint = None,
     store: options.StoreFlag = None,
     config: options.ConfigFile = None,
     json: options.Json = False,
@@ -158,9 +164,11 @@ def verify(
     from onecopy.registry import catalogue
     from onecopy.registry import verify as registry
     from onecopy.registry.sources import open_source
+    from onecopy.storage.objectstore import open_configured
 
     out = options.output(json=json, quiet=quiet)
-    target = stores.from_flags(store, config)
+    section = stores.section_of(store, config)
+    target = open_configured(section)
     model, wanted = catalogue.split(name)
     with progress.renderer(out) as report:
         found = registry.verify(target, model, wanted, deep=deep, report=report)
@@ -168,7 +176,11 @@ def verify(
         if mended:
             for problem in found.problems:
                 out.warn(str(problem))
-            opened = open_source(source, report=report) if source else None
+            opened = (
+                open_source(source, report=report, options=stores.beside(section, source, source_endpoint))
+                if source
+                else None
+            )
             registry.repair(target, found, source=opened, report=report)
             found = registry.verify(target, model, found.revision, deep=deep, report=report)
 
@@ -305,13 +317,10 @@ def gc(
     from onecopy.cli import stores
     from onecopy.core.units import format_bytes, format_seconds
     from onecopy.registry import care, catalogue
-    from onecopy.storage.uploads import can_list_uploads
 
     out = options.output(json=json)
     target = stores.from_flags(store, config)
     plan = care.plan_gc(target, grace=grace * 86400, models=[catalogue.check_model_name(model)] if model else None)
-    if target.uri.scheme == "s3" and not can_list_uploads(target):
-        out.warn("abandoned uploads were not looked for: `pip install 'onecopy[aws]'` brings what it takes")
     rows = [
         {
             "kind": i.kind,

@@ -24,7 +24,7 @@ REGISTER: dict[str, str] = {
     "AWS_REGION": "Region of the store.",
     "AWS_DEFAULT_REGION": "Region of the store, when AWS_REGION is not set.",
     "AWS_ACCESS_KEY_ID": "Key of the store; goes before profiles.",
-    "AWS_PROFILE": "Profile of the AWS configuration files to use for the store (needs `onecopy[aws]`).",
+    "AWS_PROFILE": "Profile of the AWS configuration files to use for the store.",
     "AWS_SHARED_CREDENTIALS_FILE": "AWS credentials file (default: ~/.aws/credentials).",
     "AWS_CONFIG_FILE": "AWS configuration file (default: ~/.aws/config).",
     "AWS_SKIP_SIGNATURE": "Any value: requests to a public bucket are not signed.",

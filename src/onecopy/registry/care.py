@@ -15,8 +15,7 @@ from onecopy.core.errors import ObjectMissing, PreconditionFailed, UsageError
 from onecopy.core.events import Event, Reporter, silent
 from onecopy.registry import catalogue
 from onecopy.storage import layout
-from onecopy.storage.store import ObjectInfo, Store
-from onecopy.storage.uploads import abort_upload, list_uploads
+from onecopy.storage.store import ObjectInfo, Store, Upload
 
 GRACE = 7 * 86400.0
 """Seconds: longer than any publishing takes, and than anybody needs to notice that a ref was moved by mistake."""
@@ -92,7 +91,7 @@ def plan_gc(store: Store, *, grace: float = GRACE, models: Iterable[str] | None 
     for model in chosen:
         found.extend(_plan_model(store, model, now, grace))
     prefixes = [f"{model}/" for model in chosen] if models is not None else [""]
-    for upload in (upload for prefix in prefixes for upload in list_uploads(store, prefix)):
+    for upload in (upload for prefix in prefixes for upload in store.list_uploads(prefix)):
         age = now - upload.initiated
         if age >= grace:
             parts = upload.key.split("/")
@@ -107,7 +106,7 @@ def collect(store: Store, plan: Iterable[Removal], *, report: Reporter = silent)
     for item in plan:
         what = f"{item.model}@{item.revision}"
         if item.kind == "upload":
-            abort_upload(store, item.keys[0], item.upload_id)
+            store.abort_upload(Upload(item.keys[0], item.upload_id, 0))
         elif item.kind == "revision":
             try:
                 delete_revision(store, item.model, item.revision)

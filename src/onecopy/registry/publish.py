@@ -18,13 +18,21 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
 
-from onecopy.core.errors import IntegrityError, ObjectMissing, PreconditionFailed, SourceChanged
+from onecopy.core.errors import (
+    IntegrityError,
+    ObjectMissing,
+    PermissionDenied,
+    PreconditionFailed,
+    SourceChanged,
+    StoreFailing,
+)
 from onecopy.core.events import ByteCounter, Event, Reporter, silent
 from onecopy.registry import catalogue, transfer
 from onecopy.registry.inspect import inspect
 from onecopy.registry.sources import Source, SourceFile
-from onecopy.registry.transfer import Known
-from onecopy.storage import layout, uploads
+from onecopy.registry.sources.stored import StoredSource
+from onecopy.registry.transfer import FILES_AT_ONCE, Known
+from onecopy.storage import layout
 from onecopy.storage.store import ObjectInfo, Store
 from onecopy.weights.manifest import RANGE_SIZE, FileEntry, Manifest, WeightsInfo, revision_id
 
@@ -33,11 +41,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 STEP = "publish"
-# 4 files × (3 ranges read ahead + 3 parts in flight + one filling) × 8 MiB = 224 MiB at most
-FILES_AT_ONCE = 4
 READ_AHEAD = 3
+"""Ranges of each file that is only read, to know its digests."""
 ABANDONED = 86400.0
-"""Seconds after which an upload of one file is taken to be nobody's."""
+"""Seconds after which an upload that nobody has gone on with is taken to be nobody's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +117,8 @@ class _Run:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._revision = ""
+        self._lanes = transfer.Lanes(1, 1, 1)
+        self._free = threading.Semaphore()
         self.sent = 0
 
     def __enter__(self) -> _Run:
@@ -131,11 +140,13 @@ class _Run:
             )
         written, version = self._read_manifest()
         present = {info.key: info for info in self._store.list(self._prefix)}
-        if present and written is None:
-            self._abort_old_uploads()
+        self._lanes = transfer.lanes([file.size for file in known])
+        self._free = threading.Semaphore(self._lanes.files)
         counter = ByteCounter(self._report, STEP, sum(file.size for file in known))
         large_first = sorted(known, key=lambda file: -file.size)
         done = self._all([self._files.submit(self._one, file, present, written, counter) for file in large_first])
+        if self.sent:
+            self._abort_old_uploads()
         return self._commit(sorted(done, key=lambda file: file.path), weights, written, version)
 
     @property
@@ -173,11 +184,14 @@ class _Run:
         return Manifest.from_json(data, where=str(self._store.uri.child(key))), info.etag
 
     def _abort_old_uploads(self) -> None:
-        """What a killed publisher left behind: looked for when there are signs of one, because starting boto3 takes most
-        of a second. A young upload may belong to a publisher that is at work."""
-        for upload in uploads.list_uploads(self._store, f"{self._prefix}/"):
-            if upload.initiated < time.time() - ABANDONED:
-                uploads.abort_upload(self._store, upload.key, upload.upload_id)
+        """What killed publishers left behind and this one has not gone on with. A young upload may belong to one that is
+        at work."""
+        try:
+            for upload in self._store.list_uploads(f"{self._prefix}/"):
+                if upload.initiated < time.time() - ABANDONED:
+                    self._store.abort_upload(upload)
+        except (PermissionDenied, StoreFailing) as error:
+            self._report(Event(STEP, "warning", message=f"abandoned uploads were not looked for: {error.message}"))
 
     # -- one file ---------------------------------------------------------------------------------------------------
 
@@ -204,39 +218,74 @@ class _Run:
         return layout.upload_key(self._model, self._revision, path)
 
     def _send(self, known: Known, key: str, counter: ByteCounter, *, create: bool) -> FileEntry:
+        """From the source, by the store itself where it can; begun anew once when another publisher cut in."""
+        try:
+            return self._copy(known, key, counter, create=create) or self._stream(known, key, counter, create=create)
+        except PreconditionFailed:
+            # Another publisher has put the same file, or ended the upload that we both went on with
+            kept = self._keep(known, key, None)
+            if kept is not None:
+                return kept
+            if not create:
+                raise
+            self._report(Event(STEP, "warning", item=known.path, message=f"{known.path} is begun anew"))
+            return self._send(known, key, counter, create=False)
+
+    def _stream(self, known: Known, key: str, counter: ByteCounter, *, create: bool) -> FileEntry:
         found: list[Known] = []
+        source_file = next(file for file in self._source.files if file.path == known.path)
 
         def counted() -> Iterator[Buffer]:
-            ranges = transfer.checked(
-                known, self._reader(source_file), self._reads, depth=READ_AHEAD, found=found.append
-            )
-            for data in ranges:
-                size = memoryview(data).nbytes
-                with self._lock:
-                    self.sent += size
+            for data in transfer.checked(
+                known, self._reader(source_file), self._reads, depth=self._lanes.ahead, found=found.append
+            ):
                 yield data
-                counter.add(size, known.path)
+                counter.add(memoryview(data).nbytes, known.path)
 
-        source_file = next(file for file in self._source.files if file.path == known.path)
-        try:
-            if known.size <= RANGE_SIZE:
-                data = b"".join(counted())
-                info = self._store.put(key, data, create=create)
-            else:
+        def sent(count: int) -> None:
+            with self._lock:
+                self.sent += count
+
+        if known.size <= RANGE_SIZE:
+            data = b"".join(counted())
+            info = self._store.put(key, data, create=create)
+            sent(len(data))
+        else:
+            with self._free:
                 info = self._store.put_stream(
                     key,
                     counted(),
                     part_size=transfer.part_size(known.size),
-                    concurrency=transfer.upload_concurrency(known.size),
+                    concurrency=self._lanes.in_flight,
                     create=create,
+                    sent=sent,
                 )
-        except PreconditionFailed:
-            # Another publisher has put the same file while we read it; its bytes were checked as ours were
-            kept = self._keep(found[0], key, None)
-            if kept is None:
-                raise IntegrityError(f"{known.path}: another file has been put in its place") from None
-            return kept
-        return transfer.entry(found[0], info.etag)
+        return transfer.entry(found[0], info.etag, info.crc64nvme)
+
+    def _copy(self, known: Known, key: str, counter: ByteCounter, *, create: bool) -> FileEntry | None:
+        """None when the bytes must go through this machine. The store's checksum of the copy is compared with what the
+        other manifest says, where both have one."""
+        if not isinstance(self._source, StoredSource) or known.size <= RANGE_SIZE:
+            return None
+        theirs = self._source.manifest.file(known.path)
+        info = self._store.copy_from(
+            self._source.store,
+            self._source.key(known.path),
+            key,
+            size=known.size,
+            if_match=theirs.etag,
+            create=create,
+        )
+        if info is None:
+            return None
+        if theirs.crc64nvme and info.crc64nvme and theirs.crc64nvme != info.crc64nvme:
+            raise IntegrityError(
+                f"{known.path}: the copy's CRC64NVME is {info.crc64nvme}, the source's manifest says "
+                f"{theirs.crc64nvme}; nothing was committed",
+                hint="`onecopy model verify --deep` the source",
+            )
+        counter.add(known.size, known.path)
+        return theirs.model_copy(update={"etag": info.etag, "crc64nvme": info.crc64nvme or theirs.crc64nvme})
 
     def _keep(self, known: Known, key: str, written: Manifest | None) -> FileEntry | None:
         """The entry of an object that is in the store already, or None when it is not what `known` says."""
@@ -262,7 +311,7 @@ class _Run:
             seen = transfer.digest(known.path, read, info.size, self._reads, depth=READ_AHEAD, seen=lambda _: None)
         except (PreconditionFailed, ObjectMissing, IntegrityError):
             return None
-        return transfer.entry(seen, etag) if seen.sha256 == known.sha256 else None
+        return transfer.entry(seen, etag, self._store.checksum(key)) if seen.sha256 == known.sha256 else None
 
     def _record(self, path: str) -> FileEntry | None:
         try:

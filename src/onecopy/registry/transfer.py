@@ -1,6 +1,6 @@
 """One file from a source into the store: ranges read ahead, digests in flight, multipart out.
 
-Memory of one file: `depth` ranges read ahead, and what the store's client holds (parts in flight and one filling).
+Memory of one file: `ahead` parts read ahead, one at hand, and those in flight (`lanes` says how many of each).
 The digests are compared before the upload is completed, so an object with wrong bytes never becomes visible.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 MAX_PARTS = 10_000
 """S3's limit of parts in one upload."""
+FILES_AT_ONCE = 4
+BUFFERS = 320 * MiB
+"""All parts held at a time. With the 110 MB that Python and its libraries take it stays below 512 MiB."""
 
 ReadRange = Callable[[int, int], "Buffer"]
 
@@ -39,14 +42,26 @@ class Known:
     range_xxh3: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """files: sent at once. For each: parts that are read ahead, and parts that are in flight; one more is at hand."""
+
+    files: int
+    ahead: int
+    in_flight: int
+
+
 def part_size(size: int) -> int:
-    """Bytes of a part: whole ranges, as small as 10,000 parts allow; the object store's own limit is 5 TiB."""
-    return max(1, -(-size // (MAX_PARTS * RANGE_SIZE))) * RANGE_SIZE
+    """Bytes of a part: two ranges (a request costs 3 ms of CPU), more where 10,000 parts would not do."""
+    return max(2, -(-size // (MAX_PARTS * RANGE_SIZE))) * RANGE_SIZE
 
 
-def upload_concurrency(size: int) -> int:
-    """Parts of one file in flight: 3, less for objects so large that their parts are too (64 MiB at 640 GB)."""
-    return max(1, min(3, 64 * MiB // part_size(size)))
+def lanes(sizes: Collection[int]) -> Lanes:
+    """How files of these sizes are sent within BUFFERS; what few files leave unused, they have in more parts at once."""
+    parts = BUFFERS // part_size(max(sizes, default=0))
+    files = max(1, min(FILES_AT_ONCE, sum(size > RANGE_SIZE for size in sizes), parts // 3))
+    each = max(3, min(parts // files, 16))
+    return Lanes(files, each // 2, each - 1 - each // 2)
 
 
 class Digester:
@@ -57,22 +72,27 @@ class Digester:
         self._ranges = bytearray()
 
     def add(self, data: Buffer) -> None:
-        """data: exactly one range (the last may be shorter)."""
+        """data: whole ranges (the file's last may be shorter)."""
         self._whole.update(data)
-        self._ranges += xxhash.xxh3_128_digest(data)
+        self._ranges += range_digests(data)
 
     def known(self, path: str, size: int) -> Known:
         return Known(path, size, self._whole.hexdigest(), base64.b64encode(self._ranges).decode())
 
 
-def read_ahead(read: ReadRange, size: int, pool: Executor, *, depth: int) -> Iterator[Buffer]:
-    """The ranges of a file in order, `depth` of them being read at any time."""
+def range_digests(data: Buffer) -> bytes:
+    view = memoryview(data)
+    return b"".join(xxhash.xxh3_128_digest(view[at : at + RANGE_SIZE]) for at in range(0, view.nbytes, RANGE_SIZE))
+
+
+def read_ahead(read: ReadRange, size: int, pool: Executor, *, depth: int, step: int) -> Iterator[Buffer]:
+    """A file's bytes in order, `step` at a time, `depth` such pieces being read at any time."""
     waiting: deque[Future[Buffer]] = deque()
-    starts = iter(range(0, size, RANGE_SIZE))
+    starts = iter(range(0, size, step))
     try:
         while True:
             while len(waiting) < depth and (start := next(starts, None)) is not None:
-                waiting.append(pool.submit(read, start, min(start + RANGE_SIZE, size)))
+                waiting.append(pool.submit(read, start, min(start + step, size)))
             if not waiting:
                 return
             yield waiting.popleft().result()
@@ -84,7 +104,7 @@ def read_ahead(read: ReadRange, size: int, pool: Executor, *, depth: int) -> Ite
 def digest(path: str, read: ReadRange, size: int, pool: Executor, *, depth: int, seen: Callable[[int], None]) -> Known:
     """Reads a file once to know its digests. `seen` is told of the bytes as they come."""
     digester = Digester()
-    for data in read_ahead(read, size, pool, depth=depth):
+    for data in read_ahead(read, size, pool, depth=depth, step=RANGE_SIZE):
         digester.add(data)
         seen(memoryview(data).nbytes)
     return digester.known(path, size)
@@ -93,21 +113,24 @@ def digest(path: str, read: ReadRange, size: int, pool: Executor, *, depth: int,
 def checked(
     known: Known, read: ReadRange, pool: Executor, *, depth: int, found: Callable[[Known], None]
 ) -> Iterator[Buffer]:
-    """The file's ranges, to be sent. The last is held back until the digests are right; then `found` is told them.
+    """The file's parts, to be sent. The last is held back until the digests are right; then `found` is told them.
 
     Raises IntegrityError when a source does not send what it says it has, SourceChanged when it sends other bytes than
     when they were digested.
     """
     whole = hashlib.sha256() if not known.range_xxh3 else None
     ranges = bytearray()
-    held: Buffer | None = None
-    for data in read_ahead(read, known.size, pool, depth=depth):
-        if held is not None:
-            yield held
+    last: Buffer | None = None
+    at = 0
+    for data in read_ahead(read, known.size, pool, depth=depth, step=part_size(known.size)):
         if whole is not None:
             whole.update(data)
-        ranges += xxhash.xxh3_128_digest(data)
-        held = data
+        ranges += range_digests(data)
+        at += memoryview(data).nbytes
+        if at < known.size:
+            yield data
+        else:
+            last = data
     encoded = base64.b64encode(ranges).decode()
     if whole is not None and whole.hexdigest() != known.sha256:
         raise IntegrityError(
@@ -117,16 +140,17 @@ def checked(
     if known.range_xxh3 and encoded != known.range_xxh3:
         raise SourceChanged(f"{known.path} changed while it was published; nothing was committed", hint="run it again")
     found(Known(known.path, known.size, known.sha256, encoded))
-    if held is not None:
-        yield held
+    if last is not None:
+        yield last
 
 
-def entry(known: Known, etag: str | None) -> FileEntry:
+def entry(known: Known, etag: str | None, crc64nvme: str | None) -> FileEntry:
     return FileEntry(
         path=known.path,
         size=known.size,
         sha256=known.sha256,
         etag=etag,
+        crc64nvme=crc64nvme,
         range_size=RANGE_SIZE,
         range_xxh3=known.range_xxh3,
     )

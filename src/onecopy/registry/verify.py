@@ -1,6 +1,6 @@
 """Is a revision in the store still what its manifest says? And mending it, from its source or from itself.
 
-quick: every object is there, with its size and its ETag (a head each). deep: every byte is read once; the range
+quick: every object is there, with its size, its ETag and, where the store keeps one, its CRC64NVME. deep: every byte is read once; the range
 digests and the SHA-256 of each file are compared.
 """
 
@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 
 FILES_AT_ONCE = 4
 READ_AHEAD = 4
-Kind = Literal["missing", "size", "etag", "digest", "extra"]
+Kind = Literal["missing", "size", "etag", "checksum", "digest", "extra"]
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """kind: missing; size; etag (replaced since it was published); digest; extra (not in the manifest)."""
+    """kind: missing; size; etag (replaced since it was published); checksum (the store's own is another); digest;
+    extra (not in the manifest)."""
 
     file: str
     kind: Kind
@@ -112,6 +113,8 @@ def _check(
         return
     if file.etag is not None and info.etag != file.etag:
         yield Problem(file.path, "etag", file.etag, str(info.etag))
+    if file.crc64nvme is not None and (stored := store.checksum(key)) not in (None, file.crc64nvme):
+        yield Problem(file.path, "checksum", f"CRC64NVME {file.crc64nvme}", str(stored))
     if reads is not None:
         yield from _compare(store, key, info, file, reads, counter)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from onecopy.core.errors import StoreUnreachable
-from onecopy.storage.store import ObjectInfo, RangeBody, Store, WholeBody
+from onecopy.storage.store import ObjectInfo, RangeBody, Store, Upload, WholeBody, ignore
 from onecopy.storage.uri import StoreUri
 
 if TYPE_CHECKING:
@@ -90,12 +90,21 @@ class FaultyStore:
             return self.inner.put(key, data, create=create, if_match=if_match)
 
     def put_stream(
-        self, key: str, chunks: Iterable[Buffer], *, part_size: int, concurrency: int = 4, create: bool = False
+        self,
+        key: str,
+        chunks: Iterable[Buffer],
+        *,
+        part_size: int,
+        concurrency: int = 4,
+        create: bool = False,
+        sent: Callable[[int], None] = ignore,
     ) -> ObjectInfo:
         with self._call("put_stream", key) as fault:
             if fault is not None and fault.moment == "middle":
                 chunks = _broken(chunks, fault.strike(Call(-1, "put_stream", key)))
-            return self.inner.put_stream(key, chunks, part_size=part_size, concurrency=concurrency, create=create)
+            return self.inner.put_stream(
+                key, chunks, part_size=part_size, concurrency=concurrency, create=create, sent=sent
+            )
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         with self._call("list", prefix):
@@ -113,9 +122,23 @@ class FaultyStore:
             if fault is not None and half:
                 raise fault.strike(Call(-1, "delete", ""))
 
-    def copy(self, source: str, target: str) -> None:
-        with self._call("copy", source):
-            self.inner.copy(source, target)
+    def copy_from(
+        self, source: Store, source_key: str, key: str, *, size: int, if_match: str | None = None, create: bool = False
+    ) -> ObjectInfo | None:
+        with self._call("copy_from", key):
+            return self.inner.copy_from(source, source_key, key, size=size, if_match=if_match, create=create)
+
+    def checksum(self, key: str) -> str | None:
+        with self._call("checksum", key):
+            return self.inner.checksum(key)
+
+    def list_uploads(self, prefix: str = "") -> Sequence[Upload]:
+        with self._call("list_uploads", prefix):
+            return self.inner.list_uploads(prefix)
+
+    def abort_upload(self, upload: Upload) -> None:
+        with self._call("abort_upload", upload.key):
+            self.inner.abort_upload(upload)
 
     @contextmanager
     def _call(self, method: str, key: str) -> Iterator[Fault | None]:

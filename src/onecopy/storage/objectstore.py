@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import importlib
-import importlib.util
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -43,7 +42,8 @@ from onecopy.core.errors import (
 )
 from onecopy.core.redact import Secret, redact
 from onecopy.storage.direct import DirectReader
-from onecopy.storage.store import ObjectInfo, RangeBody, Store, WholeBody
+from onecopy.storage.store import ObjectInfo, RangeBody, Store, Upload, WholeBody, ignore
+from onecopy.storage.uploads import Uploads
 from onecopy.storage.uri import StoreUri
 
 if TYPE_CHECKING:
@@ -88,7 +88,11 @@ def open_configured(config: StoreConfig) -> Store:
         raise ConfigError(
             "no store is named", hint="--store s3://bucket/prefix, ONECOPY_STORE, or store.uri in onecopy.toml"
         )
-    return open_store(config.uri, StoreOptions(endpoint=config.endpoint, region=config.region, ca_file=config.ca_file))
+    return open_store(config.uri, configured_options(config))
+
+
+def configured_options(config: StoreConfig) -> StoreOptions:
+    return StoreOptions(endpoint=config.endpoint, region=config.region, ca_file=config.ca_file)
 
 
 def check_store(store: Store) -> None:
@@ -105,6 +109,7 @@ class ObjectStore:
         self.region = _region(options)
         self._store = _make(uri, options)
         self._direct = self._make_direct()
+        self._uploads = self._make_uploads()
         self._once: Any = None  # without retries; made when first needed
 
     @property
@@ -157,6 +162,18 @@ class ObjectStore:
             silence=min(_SILENCE, self.options.request_timeout),
         )
 
+    def _make_uploads(self) -> Uploads | None:
+        if self._uri.scheme != "s3":
+            return None
+        return Uploads(
+            self._uri,
+            self.options,
+            endpoint=self.endpoint,
+            region=self.region,
+            proxied=_proxied(self.endpoint),
+            explain=lambda error, action, key: translate(error, action, self._uri, key),
+        )
+
     def _get_range(self, store: Any, key: str, start: int, end: int, if_match: str | None) -> Buffer:
         with self._translated("read", key):
             options: Any = {"range": (start, end)}
@@ -192,10 +209,19 @@ class ObjectStore:
             os.close(folder)
 
     def put_stream(
-        self, key: str, chunks: Iterable[Buffer], *, part_size: int, concurrency: int = 4, create: bool = False
+        self,
+        key: str,
+        chunks: Iterable[Buffer],
+        *,
+        part_size: int,
+        concurrency: int = 4,
+        create: bool = False,
+        sent: Callable[[int], None] = ignore,
     ) -> ObjectInfo:
+        if self._uploads is not None:
+            return self._uploads.write(key, chunks, concurrency=concurrency, create=create, sent=sent)
         if self._uri.scheme == "file":
-            return self._write_file(key, chunks, create=create)
+            return self._write_file(key, chunks, create=create, sent=sent)
         size = 0
 
         async def counted() -> AsyncIterator[Buffer]:
@@ -206,6 +232,7 @@ class ObjectStore:
                     yield held
                 held = chunk
                 size += memoryview(chunk).nbytes
+                sent(memoryview(chunk).nbytes)
             if create:  # obstore cannot complete an upload conditionally: looked at as late as can be
                 with suppress(oe.NotFoundError, FileNotFoundError):
                     await obstore.head_async(self._store, key)
@@ -229,7 +256,9 @@ class ObjectStore:
             result = asyncio.run(upload())
         return ObjectInfo(key, size, result["e_tag"], result["version"])
 
-    def _write_file(self, key: str, chunks: Iterable[Buffer], *, create: bool) -> ObjectInfo:
+    def _write_file(
+        self, key: str, chunks: Iterable[Buffer], *, create: bool, sent: Callable[[int], None]
+    ) -> ObjectInfo:
         """Beside its place, then linked (which refuses to replace) or renamed. obstore can only replace."""
         target = Path(self._uri.bucket, key)
         staged = target.with_name(f"{target.name}.{secrets.token_hex(6)}.partial")
@@ -241,6 +270,7 @@ class ObjectStore:
                         rest = memoryview(chunk)
                         while rest:
                             rest = rest[file.write(rest) :]
+                        sent(memoryview(chunk).nbytes)
                 if create:
                     os.link(staged, target)
                 else:
@@ -271,9 +301,32 @@ class ObjectStore:
                     with suppress(oe.NotFoundError, FileNotFoundError):
                         obstore.delete(self._store, key)
 
-    def copy(self, source: str, target: str) -> None:
-        with self._translated("copy", source):
-            obstore.copy(self._store, source, target)
+    def copy_from(
+        self, source: Store, source_key: str, key: str, *, size: int, if_match: str | None = None, create: bool = False
+    ) -> ObjectInfo | None:
+        if self._uploads is None or not isinstance(source, ObjectStore) or not self._is_beside(source):
+            return None
+        place = {"Bucket": source.uri.bucket, "Key": source.uri.child(source_key).prefix}
+        return self._uploads.copy(place, key, size=size, if_match=if_match, create=create)
+
+    def _is_beside(self, other: ObjectStore) -> bool:
+        """One service and one identity: this one can be asked to read there."""
+        ours, theirs = self.options, other.options
+        return (self._uri.scheme, self.endpoint, ours.access_key_id) == (
+            other.uri.scheme,
+            other.endpoint,
+            theirs.access_key_id,
+        )
+
+    def checksum(self, key: str) -> str | None:
+        return self._uploads.checksum(key) if self._uploads is not None else None
+
+    def list_uploads(self, prefix: str = "") -> Sequence[Upload]:
+        return self._uploads.list(prefix) if self._uploads is not None else []
+
+    def abort_upload(self, upload: Upload) -> None:
+        if self._uploads is not None:
+            self._uploads.abort(upload)
 
     @contextmanager
     def _translated(self, action: str, key: str) -> Iterator[None]:
@@ -350,18 +403,14 @@ def _has_profile() -> bool:
         return True
     files = (("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"), ("AWS_CONFIG_FILE", "~/.aws/config"))
     there = any(Path(environment.read(name) or default).expanduser().is_file() for name, default in files)
-    return there and not environment.read("AWS_ACCESS_KEY_ID") and importlib.util.find_spec("boto3") is not None
+    return there and not environment.read("AWS_ACCESS_KEY_ID")
 
 
 def _profile_credentials() -> Any:
     """Keys as boto3 finds them, asked for again every five minutes: boto3 renews those that expire."""
-    try:
-        boto3: Any = importlib.import_module("boto3")
-        from obstore.auth.boto3 import Boto3CredentialProvider
-    except ImportError as error:
-        raise CredentialsInvalid(
-            "AWS_PROFILE is set, and reading AWS's files takes boto3", hint="`pip install 'onecopy[aws]'`"
-        ) from error
+    boto3: Any = importlib.import_module("boto3")
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
     try:
         return Boto3CredentialProvider(boto3.Session(), ttl=timedelta(minutes=5))
     except ValueError:  # files, but no keys in them: the machine's identity may still do

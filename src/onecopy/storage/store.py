@@ -6,7 +6,7 @@ their own threads. Every call raises from the StoreError branch of `onecopy.core
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -19,13 +19,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What the store says of one object. size in bytes; etag with its quotes, as the store writes it."""
+    """What the store says of one object. size in bytes; etag with its quotes, as the store writes it.
+
+    crc64nvme: of the whole object, base64: after a streamed upload or a copy, on S3.
+    """
 
     key: str
     size: int
     etag: str | None
     version: str | None = None
     modified: float = 0.0  # seconds since the epoch, by the store's clock
+    crc64nvme: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A multipart upload under way, or abandoned. key: below the store's prefix. initiated: seconds since the epoch."""
+
+    key: str
+    upload_id: str
+    initiated: float
+
+
+def ignore(count: int) -> None:
+    """Nobody counts."""
+    del count
 
 
 class RangeBody(Protocol):
@@ -93,13 +111,23 @@ class Store(Protocol):
         ...
 
     def put_stream(
-        self, key: str, chunks: Iterable[Buffer], *, part_size: int, concurrency: int = 4, create: bool = False
+        self,
+        key: str,
+        chunks: Iterable[Buffer],
+        *,
+        part_size: int,
+        concurrency: int = 4,
+        create: bool = False,
+        sent: Callable[[int], None] = ignore,
     ) -> ObjectInfo:
         """A large object by multipart upload; holds at most `part_size × (concurrency + 1)` bytes. Visible when whole.
 
-        create: raises PreconditionFailed when the object is there. Strict in a folder; elsewhere it is looked for
-        just before the upload is completed, so of two at the same instant the later one replaces the other.
-        An exception out of `chunks` aborts the upload and is raised again.
+        chunks: of `part_size` bytes, but the last. sent: told of bytes that went to the store, from any thread; on S3
+        those parts do not that an earlier upload of this key, cut before its end, has brought there already.
+        create: raises PreconditionFailed when the object is there. Strict on S3 and in a folder; on GCS and Azure it is
+        looked for just before the upload is completed, so of two at the same instant the later one replaces the other.
+        An exception out of `chunks` is raised again, and nothing is visible. On S3 the parts stay for the next call
+        unless the exception says that they are wrong (IntegrityError, SourceChanged).
         """
         ...
 
@@ -115,6 +143,23 @@ class Store(Protocol):
         """Idempotent: a key that is already gone is no error."""
         ...
 
-    def copy(self, source: str, target: str) -> None:
-        """Server-side, within this store."""
+    def copy_from(
+        self, source: Store, source_key: str, key: str, *, size: int, if_match: str | None = None, create: bool = False
+    ) -> ObjectInfo | None:
+        """A copy that the store makes itself. None where it cannot: then the bytes must go through this machine.
+
+        Between S3 stores of one endpoint, if our identity may read the source.
+        """
+        ...
+
+    def checksum(self, key: str) -> str | None:
+        """The store's own CRC64NVME of a whole object, base64. None: it keeps none (only S3 does), or no such object."""
+        ...
+
+    def list_uploads(self, prefix: str = "") -> Sequence[Upload]:
+        """Multipart uploads whose keys start with `prefix`, under way or abandoned: no listing shows them. S3 only."""
+        ...
+
+    def abort_upload(self, upload: Upload) -> None:
+        """Idempotent."""
         ...

@@ -36,6 +36,8 @@ class FileEntry(_Stored):
     """Hex."""
     etag: str | None = None
     """As the store gave it at upload: every later read is conditional on it."""
+    crc64nvme: str | None = None
+    """Of the whole file, base64, where the store keeps the same (S3, files that came in parts)."""
     range_size: int = RANGE_SIZE
     range_xxh3: str = ""
     """XXH3-128 of each range of `range_size` bytes (the last may be shorter), 16 bytes each, concatenated, base64."""

@@ -13,12 +13,19 @@ from onecopy.registry.sources.folder import FolderSource
 from onecopy.registry.sources.hub import HubSource
 from onecopy.registry.sources.selection import Selection
 from onecopy.registry.sources.stored import StoredSource
+from onecopy.storage.objectstore import StoreOptions
 
 
-def open_source(text: str, selection: Selection | None = None, *, report: Reporter = silent) -> Source:
+def open_source(
+    text: str,
+    selection: Selection | None = None,
+    *,
+    report: Reporter = silent,
+    options: StoreOptions | None = None,
+) -> Source:
     """`hf://org/name[@revision]`, a folder, or a model of another store: `s3://bucket/prefix#name[@ref]`.
 
-    Raises UsageError, and SourceError for what is not there.
+    options: how that other store is reached. Raises UsageError, and SourceError for what is not there.
     """
     scheme, found, _ = text.partition("://")
     if not found:
@@ -26,7 +33,7 @@ def open_source(text: str, selection: Selection | None = None, *, report: Report
     if scheme == "hf":
         return HubSource(text, selection, report=report)
     if scheme in ("s3", "gs", "az", "file"):
-        return StoredSource(text, selection)
+        return StoredSource(text, selection, options=options)
     raise UsageError(
         f"not a source: {text}", hint="give a folder, hf://org/name[@revision], or s3://bucket/prefix#name[@ref]"
     )

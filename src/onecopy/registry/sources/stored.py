@@ -20,11 +20,18 @@ if TYPE_CHECKING:
 class StoredSource:
     """selection: within what that revision holds; the whole of it by default, so that the copy is the same revision."""
 
-    def __init__(self, text: str, selection: Selection | None = None, *, store: Store | None = None) -> None:
+    def __init__(
+        self,
+        text: str,
+        selection: Selection | None = None,
+        *,
+        store: Store | None = None,
+        options: StoreOptions | None = None,
+    ) -> None:
         address, found, name = text.partition("#")
         if not found:
             raise UsageError(f"no model named in {text}", hint=f"write it as {address}#name or {address}#name@ref")
-        self.store = store or open_store(address, StoreOptions())
+        self.store = store or open_store(address, options)
         self.manifest = catalogue.resolve(self.store, *catalogue.split(name))
         self.info = self.manifest.source
         paths: Sequence[str] = [file.path for file in self.manifest.files]

@@ -20,7 +20,8 @@ from onecopy.core.events import Event, Reporter
 from onecopy.engine import memory, sample
 from onecopy.engine.environments import ensure_engine, ensure_tools, find_tool, inspect_engine
 from onecopy.registry.publish import publish
-from onecopy.registry.sources import default_name, open_source
+from onecopy.registry.sources import Source, default_name, open_source
+from onecopy.registry.sources.folder import FolderSource
 from onecopy.storage.devserver import DevServer
 from onecopy.storage.objectstore import check_store, open_configured, open_store
 from onecopy.storage.store import Store
@@ -167,8 +168,10 @@ class Bringup:
         source = self.model.source
         name = self.model.name or default_name(source)
         if source == sample.SOURCE:
-            source = str(sample.write_sample(self.home.sample / sample.NAME, tools / "python", self.report))
-        opened = open_source(source)
+            folder = sample.write_sample(self.home.sample / sample.NAME, tools / "python", self.report)
+            opened: Source = FolderSource(folder, uri=sample.SOURCE)
+        else:
+            opened = open_source(source)
         try:
             result = publish(opened, store, name, ref=self.model.revision, report=self.report)
         finally:
