@@ -21,5 +21,14 @@ def environments_dir() -> Path:
     override = read("ONECOPY_ENVIRONMENTS")
     if override:
         return Path(override).expanduser().resolve()
+    return _cache_home() / "environments"
+
+
+def heads_dir() -> Path:
+    """Config and tokenizer of models whose weights lie elsewhere, by model and revision."""
+    return _cache_home() / "heads"
+
+
+def _cache_home() -> Path:
     base = read("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "onecopy" / "environments"
+    return (Path(base).expanduser() if base else Path.home() / ".cache") / "onecopy"

@@ -42,14 +42,14 @@ _COMPILE_ARGS = re.compile(r"--(no-enforce-eager|compilation-config)\b|-O|-cc")
 class EngineSpec:
     """What a replica serves and how.
 
-    model: folder of a published revision. served_name: what clients ask for. replicas: how many share this machine's
+    model: folder of a published revision, or its address in a store. served_name: what clients ask for. replicas: how many share this machine's
     cores. max_model_len: tokens; None takes what the KV cache holds. kv_cache_bytes: of one replica. engine_args: further
     arguments of `vllm serve`, which win over ours. loader: `--model-loader-extra-config`. reports: folder for what each
     load did.
     """
 
     engine: Engine
-    model: Path
+    model: Path | str
     served_name: str
     replicas: int = 1
     max_model_len: int | None = None

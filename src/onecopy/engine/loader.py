@@ -171,7 +171,9 @@ class OnecopyModelLoader(DefaultModelLoader):
                 if self.settings.ring and current_platform.is_cuda() and get_tensor_model_parallel_world_size() == 1:
                     # with several ranks each needs a slice only, which vLLM cuts from the mapped tensor itself
                     tensors = ring.to_device(tensors, torch.device("cuda", torch.cuda.current_device()))
-                for name, tensor in tensors:
+                for at, (name, tensor) in enumerate(tensors):
+                    if not at and self._load is not None and self._load.origin.files is not None:
+                        _say("the first tensor is here, others are still on their way")
                     yield source.prefix + name, tensor
                 return
         if self._load is not None:

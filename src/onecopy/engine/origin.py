@@ -8,6 +8,8 @@ serves. Only what reaches a store imports a store's client.
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +17,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from onecopy.core.errors import CacheError
+from onecopy.core.errors import CacheError, NoSpace
 from onecopy.core.units import format_bytes
 from onecopy.engine.load_report import LoadReport
 from onecopy.storage.layout import MANIFEST
+from onecopy.weights import locks
 from onecopy.weights.inventory import Lease
 
 if TYPE_CHECKING:
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 Say = Callable[[str], object]
 FILL_DEADLINE = 3600.0
 """Seconds. vLLM's own patience with its engine process (VLLM_ENGINE_READY_TIMEOUT_S) may end before."""
+_MARGIN = 1.05
+"""Space asked for, over the bytes that will be written: pages and directories."""
+_SCRATCH = "onecopy-weights-"
 _LEASE_PATIENCE = 5.0
 """Seconds: who lists the cache holds the lock for a moment."""
 _CANNOT_WRITE = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -167,10 +173,9 @@ def _private(store: Store, manifest: Manifest, report: LoadReport, say: Say) -> 
     from onecopy.engine import remote
     from onecopy.weights.cache import NodeCache
 
-    weights = remote.only(manifest, weights=True)
-    base = remote.roomy(weights.total_bytes)
-    with tempfile.TemporaryDirectory(prefix="onecopy-weights-", dir=base, ignore_cleanup_errors=True) as folder:
-        cache = NodeCache(Path(folder), headroom=0.0)
+    weights = remote.weights_of(manifest)
+    with _scratch(_roomy(weights.total_bytes)) as folder:
+        cache = NodeCache(folder / "cache", headroom=0.0)  # who reserves space in a cache locks it too
         with cache.follow(store, weights, deadline=FILL_DEADLINE) as follower:
             _begun(follower)
             yield Origin(follower.final, report, say, follower=follower, private=True)
@@ -195,3 +200,34 @@ def _begun(follower: Follower[FillResult]) -> None:
         follower.finish()
     else:
         follower.wait(first, 0, 1)
+
+
+@contextmanager
+def _scratch(base: Path) -> Iterator[Path]:
+    """A folder of our own, which goes with us: what a killed replica has left is removed by the next one."""
+    for old in base.glob(f"{_SCRATCH}*"):
+        if old.stat().st_uid == os.geteuid() and (lock := locks.try_exclusive(old)) is not None:
+            shutil.rmtree(old, ignore_errors=True)
+            os.close(lock)
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=base, ignore_cleanup_errors=True) as name:
+        lock = locks.try_exclusive(Path(name))
+        if lock is None:
+            raise CacheError(f"{name} was taken away", hint="start the replica again")
+        try:
+            yield Path(name)
+        finally:
+            os.close(lock)
+
+
+def _roomy(needed: int) -> Path:
+    """Memory where it fits, else the temporary folder. Raises NoSpace."""
+    bases = [Path("/dev/shm"), Path(tempfile.gettempdir())]  # noqa: S108 - a private folder is made in it
+    free = {base: shutil.disk_usage(base).free for base in bases if base.is_dir()}
+    for base, room in free.items():
+        if room >= needed * _MARGIN:
+            return base
+    rooms = ", ".join(f"{format_bytes(room)} free in {base}" for base, room in free.items())
+    raise NoSpace(
+        f"a private copy of the weights needs {format_bytes(needed * _MARGIN)}; {rooms}",
+        hint="raise the size of /dev/shm, or give the replica a node cache",
+    )

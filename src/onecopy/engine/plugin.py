@@ -10,9 +10,9 @@ from __future__ import annotations
 import multiprocessing
 
 from onecopy.core import environment
+from onecopy.engine import address
+from onecopy.engine.address import LOAD_FORMAT
 from onecopy.engine.lifetime import die_with_parent
-
-LOAD_FORMAT = "onecopy"
 
 
 def register() -> None:
@@ -23,6 +23,7 @@ def register() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid and environment.read("ONECOPY_DIE_WITH_PARENT"):
         die_with_parent(parent.pid)
+    address.install()
     known = getattr(model_loader, "_LOAD_FORMAT_TO_MODEL_LOADER", {})
     if known.get(LOAD_FORMAT) is not OnecopyModelLoader:
         model_loader.register_model_loader(LOAD_FORMAT)(OnecopyModelLoader)

@@ -1,60 +1,141 @@
-"""Weights of a replica that has no node cache: from the store, by the same fetch engine, every range checked.
+"""What a replica takes from a store: the manifest, and a head (all but the weights) for `--model`.
 
-vLLM refuses an s3:// model for load formats of others, so `--model` names a folder with config and tokenizer
-(`write_head` makes one), and `--model-loader-extra-config` says where the weights are.
+Run as a module, for a server that starts, it makes the head, says so, and fills the node cache if there is one: STORE MODEL
+REVISION CACHE HEAD PARENT. Without a STORE others fill the cache, and only the head is taken from there. It answers one
+line of JSON: {} when the head is there, else the error. What goes wrong later is met and said by who waits for the weights.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
+import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from onecopy.core.errors import NoSpace
+from onecopy.core.errors import CacheError, ObjectMissing, OnecopyError, UsageError
 from onecopy.core.events import ByteCounter, silent
-from onecopy.core.units import format_bytes
-from onecopy.storage.layout import manifest_key
-from onecopy.storage.objectstore import StoreOptions, open_store
+from onecopy.engine.lifetime import die_with_parent
+from onecopy.storage.layout import manifest_key, ref_key, revision_prefix
+from onecopy.storage.objectstore import open_store
 from onecopy.storage.store import Store
+from onecopy.weights.cache import NodeCache, staged_manifest
 from onecopy.weights.fetch import fetch
+from onecopy.weights.follow import Follower, published
 from onecopy.weights.manifest import Manifest
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-_MARGIN = 1.05
-"""Space asked for, over the bytes that will be written: pages and directories."""
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+_HEAD_DEADLINE = 600.0
+"""Seconds for config and tokenizer to come where others fill: they are fetched first."""
 
 
-def open_revision(uri: str, model: str, revision: str, options: StoreOptions | None = None) -> tuple[Store, Manifest]:
-    """The store and the manifest. Credentials come from the environment, never from an argument. Raises StoreError."""
-    store = open_store(uri, options)
+def open_revision(uri: str, model: str, revision: str) -> tuple[Store, Manifest]:
+    """The store and the manifest. Credentials come from the environment, never from an argument.
+
+    Raises StoreError; UsageError for a ref, with what it points at now: what runs must not change with it.
+    """
+    store = open_store(uri, None)
+    if not re.fullmatch("[0-9a-f]{16}", revision):
+        place = store.uri.child(model)
+        try:
+            now = json.loads(store.get(ref_key(model, revision or "main"))[0])["revision"]
+            hint = f"{revision or 'main'} is now {store.uri.child(revision_prefix(model, now))}"
+        except ObjectMissing:
+            hint = f"`onecopy model list` shows what there is; write {place}/revisions/<revision>"
+        raise UsageError(f"{place} with {revision or 'nothing'!r} names no revision, which never changes", hint=hint)
     key = manifest_key(model, revision)
     data, _ = store.get(key)
     return store, Manifest.from_json(data, where=str(store.uri.child(key)))
 
 
+def head_of(manifest: Manifest) -> Manifest:
+    """The same revision without its weights."""
+    return _only(manifest, lambda path: not path.endswith(WEIGHTS))
+
+
+def weights_of(manifest: Manifest) -> Manifest:
+    return _only(manifest, lambda path: path.endswith(WEIGHTS))
+
+
 def write_head(store: Store, manifest: Manifest, folder: Path) -> Path:
-    """Everything of a revision but its weights, for `--model`. Raises StoreError, IntegrityError."""
-    folder.mkdir(parents=True)
-    head = only(manifest, weights=False)
-    fetch(store, head, folder, ByteCounter(silent, "head", head.total_bytes))
+    """Raises StoreError, IntegrityError."""
+    head = head_of(manifest)
+
+    def write(new: Path) -> None:
+        fetch(store, head, new, ByteCounter(silent, "head", head.total_bytes))
+
+    return _publish(folder, write)
+
+
+def copy_head(final: Path, manifest: Manifest, folder: Path) -> Path:
+    """From a node cache that others fill, as soon as it is there. Raises CacheError."""
+
+    def write(new: Path) -> None:
+        with (
+            suppress(_Enough),
+            Follower(final, manifest, lambda: published(final, _HEAD_DEADLINE), _HEAD_DEADLINE) as it,
+        ):
+            for entry in head_of(manifest).files:
+                it.wait(entry.path, 0, entry.size)
+                target = new / entry.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with it.open(entry.path) as source, target.open("xb") as file:
+                    shutil.copyfileobj(source, file)
+            raise _Enough
+
+    return _publish(folder, write)
+
+
+class _Enough(Exception):
+    """Ends the following of a fill without waiting for its end."""
+
+
+def _publish(folder: Path, write: Callable[[Path], None]) -> Path:
+    """By rename: servers that start together write the same."""
+    if folder.exists():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as temporary:
+            new = Path(temporary) / folder.name
+            new.mkdir()
+            write(new)
+            with suppress(FileExistsError):
+                new.rename(folder)
+    except OSError as error:
+        if not folder.exists():
+            raise CacheError(
+                f"cannot write {folder}: {error.strerror or error}",
+                hint="set XDG_CACHE_HOME to a folder that can be written",
+            ) from error
     return folder
 
 
-def only(manifest: Manifest, *, weights: bool) -> Manifest:
-    """The same revision, of its files the weights or all others."""
-    files = tuple(entry for entry in manifest.files if entry.path.endswith(_WEIGHTS) == weights)
-    return manifest.model_copy(update={"files": files})
+def _only(manifest: Manifest, wanted: Callable[[str], bool]) -> Manifest:
+    return manifest.model_copy(update={"files": tuple(entry for entry in manifest.files if wanted(entry.path))})
 
 
-def roomy(needed: int) -> Path:
-    """Memory where it fits, else the temporary folder. Raises NoSpace."""
-    bases = [Path("/dev/shm"), Path(tempfile.gettempdir())]  # noqa: S108 - a private folder is made in it
-    free = {base: shutil.disk_usage(base).free for base in bases if base.is_dir()}
-    for base, room in free.items():
-        if room >= needed * _MARGIN:
-            return base
-    rooms = ", ".join(f"{format_bytes(room)} free in {base}" for base, room in free.items())
-    raise NoSpace(
-        f"a private copy of the weights needs {format_bytes(needed * _MARGIN)}; {rooms}",
-        hint="raise the size of /dev/shm, or give the replica a node cache",
-    )
+def main(uri: str, model: str, revision: str, cache: str, head: str, parent: str) -> None:
+    die_with_parent(int(parent))
+    try:
+        if not uri:
+            final = Path(cache) / model / revision
+            copy_head(final, staged_manifest(final), Path(head))
+            print("{}", flush=True)
+            return
+        store, manifest = open_revision(uri, model, revision)
+        write_head(store, manifest, Path(head))
+    except OnecopyError as error:
+        print(json.dumps({"kind": type(error).__name__, "message": error.message, "hint": error.hint}), flush=True)
+        sys.exit(1)
+    print("{}", flush=True)
+    if cache:
+        with suppress(OnecopyError, OSError):
+            NodeCache(Path(cache)).fill(store, manifest)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

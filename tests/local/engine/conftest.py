@@ -88,7 +88,7 @@ def start(engine: Engine, fork_server: ForkServer, tmp_path: Path) -> Iterator[S
     with ExitStack() as stack:
 
         def begin(
-            model: Path,
+            model: Path | str,
             *,
             server: ForkServer = fork_server,
             name: str = "replica-0",

@@ -18,7 +18,7 @@ from tests.local.engine.conftest import Serve, free_port
 from tests.local.engine.models import Tiny, write
 
 from onecopy.engine import memory
-from onecopy.engine.environments import Engine
+from onecopy.engine.environments import Engine, plugin_path
 from onecopy.engine.launch import EngineSpec, ForkServer, Replica, replica_argv, replica_env, wait_ready
 from onecopy.engine.sample import BYTES
 
@@ -47,7 +47,7 @@ def exit_code(replica: Replica, within: float = 20.0) -> int | None:
 def _runs(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -99,11 +99,18 @@ def test_a_killed_engine_ends_the_replica(smollm2: Path, tmp_path: Path, publish
 def test_replicas_die_with_a_killed_fork_server(
     engine: Engine, smollm2: Path, tmp_path: Path, publish: Publish, start: Serve
 ) -> None:
-    """Started afresh, so that the plain start, its own parent-death signals and its sharing are seen too."""
+    """Started afresh, so that the plain start, its own parent-death signals and its sharing are seen too.
+
+    In a Python without a store's client: whole folders need none.
+    """
     revision = publish(write(tmp_path / "tiny", Tiny(), smollm2))
+    lacking = tmp_path / "lacking"
+    lacking.mkdir()
+    for name in ("obstore", "xxhash"):
+        (lacking / f"{name}.py").write_text("raise ImportError('not here')")
     server = ForkServer.start(engine.python, tmp_path / "own", tmp_path / "engine.log", preload=False)
     try:
-        served = start(revision, server=server)
+        served = start(revision, server=server, env={"PYTHONPATH": f"{lacking}:{plugin_path()}"})
         assert not served.replica.forked
         wait_ready(served.replica, served.endpoint, 120)
         assert served.report["sharing"] == "packed"
