@@ -12,6 +12,7 @@ from tests.local.engine.conftest import Serve, Served
 from tests.local.engine.models import VOCABULARY, Tiny, write
 
 from onecopy.engine.launch import wait_ready
+from onecopy.engine.load_report import read_reports
 
 pytestmark = pytest.mark.engine
 Publish = Callable[[Path], Path]
@@ -51,6 +52,19 @@ def test_same_predictions_as_vllm(
         assert difference(served, theirs) <= ROUNDING
     if sharing == "packed":
         assert sorted("packed_written" in served.report["bytes"] for served in ours) == [False, True]
+
+
+def test_two_ranks_predict_as_one(smollm2: Path, tmp_path: Path, publish: Publish, start: Serve) -> None:
+    """Each rank maps an image of its own, of its part of the weights."""
+    folder = write(tmp_path / "tiny", Tiny(shards=3), smollm2)
+    revision = publish(folder)
+    ours = start(revision, name="ours", engine_args=("--tensor-parallel-size", "2"))
+    theirs = start(folder, name="theirs", load_format="safetensors")
+    for served in (ours, theirs):
+        wait_ready(served.replica, served.endpoint, 120)
+    assert difference(ours, theirs) <= ROUNDING
+    assert [report["sharing"] for report in read_reports(ours.reports)] == ["packed", "packed"]
+    assert len(list(revision.parent.glob(".packed/*of2-*/index.json"))) == 2
 
 
 def test_another_checkpoint_is_told_apart(smollm2: Path, tmp_path: Path, serve: Serve) -> None:
