@@ -156,6 +156,26 @@ def test_a_quota_that_ends_below_the_most_nodes_is_a_warning(aws: Emulator) -> N
     assert any("does not reach to max = 2" in warning for warning in plan.warnings)
 
 
+@pytest.mark.parametrize(
+    ("models", "gpu", "level", "told"),
+    [
+        ([{"name": "one"}], {}, "ok", "2 replicas want 2 cards, 1 × g6.2xlarge offer 2, each shared by 2"),
+        ([{"name": "one", "replicas": 9}], {}, "problem", "9 replicas want 9 cards, and 1 × g6.2xlarge offer 1"),
+        ([{"name": "one", "replicas": 9}], {"max": 9}, "warning", "until an autoscaler of yours adds nodes"),
+    ],
+)
+def test_there_is_a_card_for_every_replica(
+    aws: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    models: list[dict[str, Any]],
+    gpu: dict[str, Any],
+    level: str,
+    told: str,
+) -> None:
+    monkeypatch.setenv("ONECOPY_HELM", "true")
+    assert told in finding(target(models=models, gpu_nodes=gpu, workloads=True), "cards", level=level).message
+
+
 def test_settings_that_an_add_on_does_not_know_are_told(aws: Emulator) -> None:
     """The emulator's schema of cert-manager knows no webhook.securePort, which Calico needs."""
     with pytest.raises(CloudError, match=r"cert-manager v1.9.0-eksbuild.2 does not take webhook.securePort"):

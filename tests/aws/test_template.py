@@ -10,6 +10,7 @@ from cfnlint.api import ManualArgs, lint
 from cfnlint.schema import PROVIDER_SCHEMA_MANAGER
 from tests.aws import rules
 
+from onecopy.config.kubernetes import KubernetesConfig
 from onecopy.config.schema import StackConfig
 from onecopy.core.errors import ConfigError
 from onecopy.storage.uri import StoreUri
@@ -279,3 +280,17 @@ def test_roles_are_bound_to_the_accounts_that_the_manifests_make(delivery: str, 
     bound = {tuple(account) for account in inputs.accounts if account.role in ("Reader", "Writer")}
     assert bound == wanted
     assert {(space, name) for _, space, name in bound if space != "kube-system"} <= made
+
+
+def test_the_defaults_share_the_one_card_and_fit_on_its_node() -> None:
+    """Two replicas, one g6.2xlarge: one L4 and 8 vCPUs. What the configuration says itself stays."""
+
+    def below(config: dict[str, Any]) -> KubernetesConfig:
+        inputs = make_inputs(StackConfig.model_validate(config))
+        return cluster_config(inputs, {}, None, region="us-east-2").kubernetes
+
+    shared, alone = below({}), below({"models": [{"replicas": 1}]})
+    assert (shared.gpu.replicas_per_card, shared.gpu.card, shared.cpu) == (2, "L4", "3")
+    assert (alone.gpu.replicas_per_card, alone.gpu.card, alone.cpu) == (1, None, "6")
+    said = below({"kubernetes": {"gpu": {"replicas_per_card": 1}, "cpu": "4"}})
+    assert (said.gpu.replicas_per_card, said.cpu) == (1, "4")

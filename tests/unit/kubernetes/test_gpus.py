@@ -18,7 +18,7 @@ from onecopy.registry.sources import open_source
 from onecopy.storage.objectstore import open_store
 from onecopy.storage.uri import StoreUri
 from onecopy.targets.kubernetes import models, releases
-from onecopy.targets.kubernetes.stack import Stack, make_stack
+from onecopy.targets.kubernetes.stack import Stack, check_shares, make_stack
 
 SHAPE = {
     "architectures": ["LlamaForCausalLM"],
@@ -53,7 +53,9 @@ def made(store: StoreUri, model: dict[str, Any] | None = None, **gpu: Any) -> St
         }
     )
     found = models.find(config, store, {}, ask_store=True)
-    return make_stack(config, StoreUri.parse("s3://weights/prod"), found.models)
+    stack = make_stack(config, StoreUri.parse("s3://weights/prod"), found.models)
+    check_shares(stack)
+    return stack
 
 
 def spec(stack: Stack) -> Any:

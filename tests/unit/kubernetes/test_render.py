@@ -257,12 +257,10 @@ def test_what_is_insecure_or_cannot_work_is_refused(kubernetes: dict[str, Any], 
 
     made = config("aws", "node-cache", "pod-identity", **kubernetes)
     uri = StoreUri.parse(made.store.uri or "")
-    with pytest.raises(ConfigError, match=message):
-        build.stages(
-            stack.make_stack(made, uri, models.find(made, uri, {}, ask_store=False).models),
-            monitors=True,
-            install_monitoring=False,
-        )
+    with pytest.raises(ConfigError, match=message):  # noqa: PT012
+        found = stack.make_stack(made, uri, models.find(made, uri, {}, ask_store=False).models)
+        stack.check_shares(found)
+        build.stages(found, monitors=True, install_monitoring=False)
 
 
 def test_mount_without_a_cloud_or_its_identity_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ unchanged configuration gives an unchanged template, whoever runs it from wherev
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,11 +18,14 @@ from onecopy.config.aws import AwsConfig
 from onecopy.config.kubernetes import IdentityKind
 from onecopy.config.schema import StackConfig
 from onecopy.core.errors import ConfigError
+from onecopy.gpu.cards import Instance, instances
 from onecopy.storage.uri import StoreUri
 from onecopy.targets.aws.accounts import Account, accounts
 from onecopy.targets.kubernetes.stack import model_name
 
 ZONES = 3
+MAX_SHARE = 8
+"""Replicas of one card, as the configuration allows at most."""
 DEFAULT_PREFIX = "models"
 TAG_STACK = "onecopy:stack"
 # Longest derived name: load balancers allow 32 characters, and a role's name takes the stack's plus 36
@@ -100,6 +104,33 @@ class Inputs:
         return self.aws.cluster.cni == "calico"
 
 
+def gpu_instance(config: StackConfig) -> Instance | None:
+    """What the planner knows of the GPU nodes' first type; None for a new one, or without GPU nodes."""
+    nodes = config.aws.gpu_nodes
+    if not nodes.enabled:
+        return None
+    return next((kind for kind in instances() if kind.name == nodes.instance_types[0]), None)
+
+
+def cards_wanted(config: StackConfig) -> int:
+    return config.kubernetes.gpu.count * sum(model.replicas for model in config.models)
+
+
+def with_shared_cards(config: StackConfig) -> StackConfig:
+    """Replicas share cards where there are more of them than cards, unless the configuration says how many may.
+
+    The defaults are two replicas and one card. Named with its card, a share is planned and never measured.
+    """
+    gpu, kind, nodes = config.kubernetes.gpu, gpu_instance(config), config.aws.gpu_nodes.desired
+    if kind is None or nodes == 0 or gpu.count != 1 or "replicas_per_card" in gpu.model_fields_set:
+        return config
+    share = math.ceil(cards_wanted(config) / (kind.cards * nodes))
+    if not 1 < share <= MAX_SHARE:
+        return config
+    shared = gpu.model_copy(update={"replicas_per_card": share, "card": gpu.card or kind.card})
+    return config.model_copy(update={"kubernetes": config.kubernetes.model_copy(update={"gpu": shared})})
+
+
 def make_inputs(config: StackConfig, choices: Choices | None = None) -> Inputs:
     """Raises ConfigError for what the sections alone cannot see."""
     if not _NAME.match(config.name):
@@ -118,6 +149,7 @@ def make_inputs(config: StackConfig, choices: Choices | None = None) -> Inputs:
     kind = config.kubernetes.identity.kind or "pod-identity"
     if kind not in ("pod-identity", "irsa"):
         raise ConfigError(f"kubernetes.identity.kind: {kind} is not for aws", hint="use pod-identity or irsa")
+    config = with_shared_cards(config)
     return Inputs(config, choices or Choices(), store, tuple(model_name(model) for model in config.models))
 
 

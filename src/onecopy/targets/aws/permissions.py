@@ -97,6 +97,13 @@ def operator_policy(
             "Action": [f"s3:{name}" for name in _BUCKET],
             "Resource": f"arn:{partition}:s3:::{bucket}",
         },
+        # a model's config.json and manifest: replicas that share a card are planned from them
+        {
+            "Sid": "Models",
+            "Effect": "Allow",
+            "Action": ["s3:GetObject"],
+            "Resource": f"arn:{partition}:s3:::{bucket}/*",
+        },
     ]
     if irsa:
         provider = f"arn:{partition}:iam::{account}:oidc-provider/*"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import json
+import math
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ from onecopy.config.aws import GpuNodesConfig, NodeGroup
 from onecopy.core.errors import CloudError
 from onecopy.targets.aws.addons import configuration, unknown_keys, wanted_addons
 from onecopy.targets.aws.existing import NO_EKS, bucket_name, check_bucket, check_network
-from onecopy.targets.aws.inputs import TAG_STACK, ZONES, Choices, Inputs
+from onecopy.targets.aws.inputs import TAG_STACK, ZONES, Choices, Inputs, cards_wanted, gpu_instance
 from onecopy.targets.aws.permissions import Refused, operator_policy, simulate
 from onecopy.targets.aws.report import Report
 from onecopy.targets.aws.session import DENIED, Session, code, message
@@ -372,6 +373,7 @@ class Preflight:
             self.report.ok(check, text)
 
     def _sizes(self) -> None:
+        self._room()
         for nodes in self._groups():
             check = f"vCPUs of {nodes.instance_types[0]}"
             if nodes.capacity != "capacity-block":  # bought beforehand, outside of any quota
@@ -392,6 +394,26 @@ class Preflight:
             self.report.warn(
                 check, f"the quota of {limit:.0f} vCPUs does not reach to max = {nodes.max}", _ASK_FOR_MORE
             )
+
+    def _room(self) -> None:
+        """Cards for every replica: nothing here adds nodes by itself, so replicas beyond them wait for ever."""
+        config, nodes = self._inputs.config, self._inputs.aws.gpu_nodes
+        kind = gpu_instance(config)
+        if kind is None or not config.aws.workloads:
+            return
+        wanted, share = cards_wanted(config), config.kubernetes.gpu.replicas_per_card
+        there = kind.cards * share * nodes.desired
+        text = f"{sum(model.replicas for model in config.models)} replicas want {wanted} cards"
+        have = f"{nodes.desired} × {kind.name} offer {there}" + (f", each shared by {share}" if share > 1 else "")
+        if wanted <= there:
+            self.report.ok("cards", f"{text}, {have}")
+            return
+        more = math.ceil(wanted / (kind.cards * share))
+        fix = f"set aws.gpu_nodes.desired = {more}, or kubernetes.gpu.replicas_per_card"
+        if more <= nodes.max:
+            self.report.warn("cards", f"{text}, {have} until an autoscaler of yours adds nodes", fix)
+        else:
+            self.report.problem("cards", f"{text}, and {have}", fix)
 
     def _running(self, family: str, *, spot: bool) -> int:
         """vCPUs of the family that run now and are not this stack's own."""

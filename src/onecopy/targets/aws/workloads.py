@@ -11,7 +11,7 @@ from typing import Any
 from onecopy.config.schema import StackConfig
 from onecopy.core.events import Event, Reporter
 from onecopy.targets.aws import charts
-from onecopy.targets.aws.inputs import Inputs
+from onecopy.targets.aws.inputs import Inputs, gpu_instance
 from onecopy.targets.aws.nodes import WORKLOAD
 from onecopy.targets.base import Plan, Rendered, Status, fingerprint
 from onecopy.targets.kubernetes.build import Stage
@@ -24,6 +24,8 @@ from onecopy.targets.kubernetes.stack import Object
 from onecopy.targets.kubernetes.target import KubernetesTarget
 
 GROUP = "charts"
+_NODE_CPUS = 2
+"""Of a GPU node, for what runs beside the replicas: the cache's agent, plugin, exporters, and the system."""
 
 
 def cluster_config(
@@ -44,6 +46,11 @@ def cluster_config(
         "identity": kubernetes.identity.model_copy(update={k: v for k, v in identity.items() if v}),
         "node_selector": kubernetes.node_selector or {WORKLOAD: "gpu" if gpu else "cpu"},
     }
+    kind = gpu_instance(config)
+    if kind is not None and kubernetes.gpu.count and "cpu" not in kubernetes.model_fields_set:
+        # as many replicas as the node's cards take; the defaults share an L4 whose node has 8 vCPUs
+        together = max(1, kind.cards * kubernetes.gpu.replicas_per_card // kubernetes.gpu.count)
+        changed["cpu"] = str(max(1, min(int(kubernetes.cpu), (kind.cpus - _NODE_CPUS) // together)))
     if kubeconfig is not None:
         changed |= {"kubeconfig": kubeconfig, "context": None}
     if not gpu:

@@ -186,19 +186,25 @@ def check(stack: Stack) -> None:
                 f"kubernetes.ingress.host {kubernetes.ingress.host}: no API key",
                 hint="make a Secret with the key `api-key` and set kubernetes.api_key_secret",
             )
-    for model in stack.models:
-        if (
-            kubernetes.gpu.count
-            and kubernetes.gpu.replicas_per_card > 1
-            and not (model.config.kv_cache_bytes or model.gpu)
-        ):
-            raise ConfigError(
-                f"{model.name}: replicas that share a card would size their KV cache by measuring each other",
-                hint="set kubernetes.gpu.card and publish the model, so that it is planned, or set models.kv_cache_bytes",
-            )
     slugs = [model.slug for model in stack.models]
     if len(set(slugs)) < len(slugs):
         raise ConfigError(f"two models have one name: {', '.join(slugs)}", hint="set models.name")
+
+
+def check_shares(stack: Stack) -> None:
+    """Before anything is served. A model that a job has yet to publish is planned once its revision is known.
+
+    Raises ConfigError: replicas that share a card have no settings of their own.
+    """
+    gpu = stack.kubernetes.gpu
+    for model in stack.models:
+        waits = model.revision is None and gpu.card is not None
+        if gpu.count and gpu.replicas_per_card > 1 and not (model.config.kv_cache_bytes or model.gpu or waits):
+            raise ConfigError(
+                f"{model.name}: replicas that share a card would size their KV cache by measuring each other",
+                hint="set kubernetes.gpu.card and give this machine access to the published model, so that it is planned;"
+                " or set models.kv_cache_bytes",
+            )
 
 
 def _need_identities(stack: Stack) -> None:

@@ -31,6 +31,7 @@ from onecopy.targets.kubernetes.stack import (
     Object,
     ServedModel,
     Stack,
+    check_shares,
     make_stack,
     slug,
     with_placeholders,
@@ -128,6 +129,7 @@ class KubernetesTarget:
             found = models.find(config, store, {}, ask_store=False)
         warnings += [*found.warnings, *_guesses(config, found.models)]
         stack = make_stack(config, store, found.models)
+        check_shares(stack)
         mode = config.kubernetes.observability.mode
         made = build.stages(stack, monitors=mode != "none", install_monitoring=mode in ("auto", "install"))
         return Rendered(files=tuple(render.write(made, out)), warnings=tuple(warnings))
@@ -149,6 +151,7 @@ class KubernetesTarget:
         remembered, installed = record.read(self.cluster, *self._names)
         found = models.find(self.config, store, remembered, ask_store=self.ask_store, rollback=rollback)
         stack = make_stack(self.config, store, tuple(self._published(store, model) for model in found.models))
+        check_shares(stack)
         monitors, install = self._monitoring(installed)
         stages, shared = namespaces.without_foreign(
             build.stages(stack, monitors=monitors, install_monitoring=install), self.cluster, stack
