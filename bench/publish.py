@@ -25,6 +25,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,9 +36,12 @@ sys.path.insert(0, str(ROOT))
 from tests.checkpoints import checkpoint  # noqa: E402
 
 from onecopy.core.units import MiB, format_bytes  # noqa: E402
-from onecopy.registry.verify import verify  # noqa: E402
+from onecopy.registry import catalogue, transfer  # noqa: E402
+from onecopy.registry.verify import FILES_AT_ONCE, READ_AHEAD, verify  # noqa: E402
+from onecopy.storage import devserver, layout  # noqa: E402
 from onecopy.storage.devserver import DevServer  # noqa: E402
 from onecopy.storage.objectstore import open_store  # noqa: E402
+from onecopy.weights.manifest import FileEntry  # noqa: E402
 
 PEERS = ROOT / ".artefacts/bench-peers"
 PACKAGES = ["awscli==1.46.3", "boto3", "huggingface_hub", "s5cmd"]
@@ -158,6 +162,34 @@ def contenders(bench: Bench) -> dict[str, Callable[[], Sample]]:
     return found
 
 
+def verify_against_reading(bench: Bench, rounds: int) -> dict[str, list[float]]:
+    """Seconds of `verify --deep`, and of the same reads whose bytes are thrown away, in turn."""
+    store = open_store(bench.server.uri.child("verify"), bench.server.options)
+    subprocess.run(
+        [sys.executable, "-m", "onecopy", "model", "publish", str(bench.folder), "--name", "b", "--store", str(store.uri)],
+        env=bench.env, check=True, capture_output=True,
+    )  # fmt: skip
+    manifest = catalogue.resolve(store, "b")
+    found: dict[str, list[float]] = {"read": [], "verify --deep": []}
+
+    def read(file: FileEntry, pool: ThreadPoolExecutor) -> None:
+        key = layout.file_key("b", manifest.revision, file.path)
+        for _ in transfer.read_ahead(
+            lambda start, end: store.get_range(key, start, end), file.size, pool, depth=READ_AHEAD, step=file.range_size
+        ):
+            pass
+
+    for _ in range(rounds + 1):
+        began = time.monotonic()
+        with ThreadPoolExecutor(FILES_AT_ONCE) as files, ThreadPoolExecutor(FILES_AT_ONCE * READ_AHEAD) as reads:
+            list(files.map(lambda file, reads=reads: read(file, reads), manifest.files))
+        found["read"].append(round(time.monotonic() - began, 3))
+        began = time.monotonic()
+        assert verify(store, "b", deep=True).ok
+        found["verify --deep"].append(round(time.monotonic() - began, 3))
+    return {name: seconds[1:] for name, seconds in found.items()}  # the first warms the server
+
+
 @contextmanager
 def hub_of(folder: Path) -> Iterator[str]:
     process = subprocess.Popen(
@@ -181,6 +213,7 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "venv", str(PEERS)], check=True)
         uv = str(Path(sys.executable).with_name("uv"))
         subprocess.run([uv, "pip", "install", "-q", "--python", str(PEERS / "bin/python"), *PACKAGES], check=True)
+    devserver.MEMORY_LIMIT = "4GiB"  # with the default its collector would be what is measured
     with tempfile.TemporaryDirectory(prefix="bench-publish-") as root, DevServer(Path(root) / "s3") as server:
         folder = checkpoint(Path(root) / "model", shards=args.shards, elements=args.mib * MiB // args.shards // 2)
         (folder / "README.md").unlink()
@@ -205,6 +238,7 @@ def main() -> None:
                     )
                     store = open_store(server.uri, server.options)
                     store.delete([info.key for info in store.list()])
+            deep = verify_against_reading(bench, args.rounds)
     rows = {
         name: {
             "seconds": statistics.median(sample.seconds for sample in found),
@@ -222,11 +256,16 @@ def main() -> None:
             f"{name:34} {row['seconds']:7.2f} {row['mb_per_second']:7.1f} {row['cpu_seconds_per_gb']:9.2f} "
             f"{format_bytes(row['peak_rss_bytes']):>10} {format_bytes(row['peak_disk_bytes']):>10}"
         )
+    for name, seconds in deep.items():
+        print(f"{name:34} {statistics.median(seconds):7.2f} {size / 1e6 / statistics.median(seconds):7.1f}")
     if args.out:
         machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "kernel": platform.release()}
         machine["load_average"] = os.getloadavg()[1]  # of the last five minutes; above the CPUs: others were at work
         args.out.write_text(
-            json.dumps({"bytes": size, "shards": args.shards, "machine": machine, "results": rows}, indent=1) + "\n"
+            json.dumps(
+                {"bytes": size, "shards": args.shards, "machine": machine, "results": rows, "deep": deep}, indent=1
+            )
+            + "\n"
         )
 
 

@@ -79,6 +79,7 @@ def publish(
     """
     began = time.monotonic()
     catalogue.check_model_name(model)
+    transfer.keep_one_arena()
     before = catalogue.read_ref(store, model, ref) if ref else None
     with _Run(source, store, model, report, only_revision, resend) as run:
         manifest = run.to_the_end()

@@ -7,10 +7,12 @@ The digests are compared before the upload is completed, so an object with wrong
 from __future__ import annotations
 
 import base64
+import ctypes
 import hashlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
 MAX_PARTS = 10_000
 """S3's limit of parts in one upload."""
 FILES_AT_ONCE = 4
-BUFFERS = 320 * MiB
-"""All parts held at a time. With the 110 MB that Python and its libraries take it stays below 512 MiB."""
+BUFFERS = 256 * MiB
+"""All parts held at a time."""
+_M_ARENA_MAX = -8  # of glibc's mallopt
 
 ReadRange = Callable[[int, int], "Buffer"]
 
@@ -61,7 +64,15 @@ def lanes(sizes: Collection[int]) -> Lanes:
     parts = BUFFERS // part_size(max(sizes, default=0))
     files = max(1, min(FILES_AT_ONCE, sum(size > RANGE_SIZE for size in sizes), parts // 3))
     each = max(3, min(parts // files, 16))
-    return Lanes(files, each // 2, each - 1 - each // 2)
+    ahead = (each - 1) // 2
+    return Lanes(files, ahead, each - 1 - ahead)
+
+
+def keep_one_arena() -> None:
+    """glibc gives each thread an arena of its own, and each keeps what it has freed: 500 MiB in place of 310 at the peak
+    of a publish, and more CPU for fresh pages. Another C library has no such call, and no such arenas."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 class Digester:

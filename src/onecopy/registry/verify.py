@@ -68,6 +68,7 @@ def verify(
 ) -> VerifyResult:
     """Raises ObjectMissing for a revision that does not exist, IntegrityError for a manifest that cannot be read."""
     began = time.monotonic()
+    transfer.keep_one_arena()
     manifest = catalogue.resolve(store, model, wanted)
     prefix = layout.revision_prefix(model, manifest.revision)
     problems: list[Problem] = []
